@@ -1,0 +1,51 @@
+"""autospace: the most accurate network for a device and a limit, with proof that it fits.
+
+The chain as functions: `profile`, `evolve`, `search`, `train`, `export`, `benchmark`, and
+`predict`. Each takes and returns the frozen data classes that the files hold. Nothing heavy is
+imported before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__all__ = [
+    "Architecture",
+    "Cell",
+    "MBConv",
+    "SearchSpace",
+    "Skeleton",
+    "Zero",
+    "benchmark",
+    "evolve",
+    "export",
+    "open_device",
+    "predict",
+    "profile",
+    "search",
+    "train",
+]
+
+_HOMES = {
+    "Architecture": "autospace.space",
+    "SearchSpace": "autospace.space",
+    "Cell": "autospace.genotype",
+    "MBConv": "autospace.genotype",
+    "Zero": "autospace.genotype",
+    "Skeleton": "autospace.skeleton",
+    **dict.fromkeys(
+        ("benchmark", "evolve", "export", "open_device", "predict", "profile", "search", "train"),
+        "autospace.steps",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

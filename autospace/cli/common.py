@@ -1,0 +1,207 @@
+"""What every command shares: options, output, progress, limits and data as options.
+
+A command parses, calls a function of `autospace.steps`, and prints what it returns. Results go
+to standard output (text, or one JSON document with ``--json``); progress and notes to standard
+error.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "FILE",
+    "OUTPUT",
+    "Session",
+    "common_options",
+    "data_options",
+    "limit_options",
+    "print_table",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+"""A file argument; the command's reader checks it and says what is wrong in one line."""
+
+OUTPUT = click.Path(path_type=Path)
+"""An output path."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """How this call of the command line talks.
+
+    Attributes:
+        json: print one JSON document instead of text.
+        seed: of everything random.
+        verbose: say more, and show tracebacks of unexpected errors.
+    """
+
+    json: bool
+    seed: int
+    verbose: bool
+
+    def say(self, text: str = "") -> None:
+        """A line of the result, for people."""
+        if not self.json:
+            click.echo(text)
+
+    def note(self, text: str) -> None:
+        """A remark on standard error: what is being done, warnings."""
+        click.echo(text, err=True)
+
+    def detail(self, text: str) -> None:
+        """A remark for ``-v``."""
+        if self.verbose:
+            self.note(text)
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table of the result, for people."""
+        if not self.json:
+            print_table(headings, rows)
+
+    def result(self, document: Mapping[str, Any]) -> None:
+        """The result for machines: printed with ``--json``, and only then."""
+        if self.json:
+            click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Callable[[float, str], None]]:
+        """A progress bar on a terminal, plain lines now and then elsewhere; on standard error."""
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[message]}", markup=False),
+            )
+            with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+                task = bar.add_task(title, total=1.0, message="")
+                yield lambda fraction, message: bar.update(
+                    task, completed=fraction, message=message
+                )
+            return
+        last_s = [-1e9]
+
+        def show(fraction: float, message: str) -> None:
+            now_s = time.monotonic()
+            if now_s - last_s[0] >= 5.0 or fraction >= 1.0:
+                last_s[0] = now_s
+                self.note(f"{title}: {fraction:4.0%} {message}")
+
+        yield show
+
+
+def common_options(command: _Command) -> _Command:
+    """Adds ``--json``, ``--seed`` and ``-v``; the command gets them as a `Session` first."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+    @click.option(
+        "--seed",
+        type=click.IntRange(0, 2**31 - 1),
+        default=0,
+        show_default=True,
+        help="Of everything random: the same seed gives the same result.",
+    )
+    @click.option(
+        "-v", "--verbose", is_flag=True, help="Say more; tracebacks of unexpected errors."
+    )
+    @functools.wraps(command)
+    def wrapped(*args: Any, as_json: bool, seed: int, verbose: bool, **kwargs: Any) -> Any:
+        return command(Session(as_json, seed, verbose), *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def limit_options(command: _Command) -> _Command:
+    """Adds ``--budget``, ``--latency``, ``--device`` and ``--allow-mismatch``."""
+    options = (
+        click.option(
+            "--budget",
+            metavar="COUNT",
+            help="Upper bound on multiply-adds of one image at the target: 500M, 0.5G, or 70% of "
+            "the reference network.",
+        ),
+        click.option(
+            "--latency",
+            metavar="TIME",
+            help="Upper bound on batch-1 latency on the card's device: 5ms, 800us, or 70% of the "
+            "reference network's. Needs --device.",
+        ),
+        click.option(
+            "--device",
+            type=FILE,
+            metavar="CARD",
+            help="The target's device card, from 'autospace profile-device'.",
+        ),
+        click.option(
+            "--allow-mismatch",
+            is_flag=True,
+            help="Use a card of another machine, runtime version or setting, with a warning.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def data_options(command: _Command) -> _Command:
+    """Adds ``--data``, ``--data-root`` and ``--resolution``."""
+    options = (
+        click.option(
+            "--data",
+            default="digits",
+            show_default=True,
+            metavar="NAME",
+            help="What is learned on: digits (embedded), fashion-mnist, cifar10, cifar100, or "
+            "folder (images, one subfolder a class).",
+        ),
+        click.option(
+            "--data-root", type=FILE, metavar="FOLDER", help="Where the data set's files are."
+        ),
+        click.option(
+            "--resolution",
+            type=click.IntRange(8, 1024),
+            help="Input size to learn at; the data set's usual one if not given.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a plain table: columns aligned, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [
+        bool(rows) and all(_is_number(row[column]) for row in rows)
+        for column in range(len(headings))
+    ]
+    for number, row in enumerate(cells):
+        line = "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        )
+        click.echo(line.rstrip())
+        if number == 0:
+            click.echo("  ".join("─" * width for width in widths))
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float) or (isinstance(cell, str) and cell[:1].isdigit())

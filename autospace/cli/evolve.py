@@ -1,0 +1,145 @@
+"""``autospace evolve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from autospace.cli.common import OUTPUT, Session, common_options, data_options, limit_options
+
+__all__ = ["command"]
+
+
+@click.command("evolve")
+@limit_options
+@click.option(
+    "--skeleton",
+    default="mobile",
+    show_default=True,
+    help="Macro layout at which costs are counted: mobile (224×224), small (32×32), tiny (16×16).",
+)
+@click.option("--width-mult", type=click.FloatRange(0.05, 20), default=1.0, show_default=True)
+@data_options
+@click.option("--generations", type=int, default=120, show_default=True)
+@click.option("--warmup", type=int, default=30, show_default=True, help="Generations before α.")
+@click.option("--population", type=int, default=50, show_default=True, help="Cells a layer.")
+@click.option("--sampled", type=int, default=4, show_default=True, help="Cells stacked (K).")
+@click.option("--tournament", type=int, default=5, show_default=True)
+@click.option("--steps", type=int, default=4, show_default=True, help="Steps a generation.")
+@click.option("--batch", type=int, default=64, show_default=True)
+@click.option(
+    "--kernel-reading",
+    type=click.Choice(["kernel", "dilated"]),
+    default="kernel",
+    show_default=True,
+    help="How fused depthwise operations are built.",
+)
+@click.option(
+    "-o", "--output", type=OUTPUT, default=Path("space.json"), show_default=True, metavar="SPACE"
+)
+@common_options
+def command(
+    session: Session,
+    budget: str | None,
+    latency: str | None,
+    device: Path | None,
+    allow_mismatch: bool,
+    skeleton: str,
+    width_mult: float,
+    data: str,
+    data_root: Path | None,
+    resolution: int | None,
+    generations: int,
+    warmup: int,
+    population: int,
+    sampled: int,
+    tournament: int,
+    steps: int,
+    batch: int,
+    kernel_reading: str,
+    output: Path,
+) -> None:
+    """Evolve a search space for a budget.
+
+    Costs are counted at the target (skeleton, input size, device); fitness is learned on the data
+    at hand, which may be a proxy. Both are named in the output. State is saved as it goes: after
+    an interruption the same command goes on.
+
+    \b
+    Examples:
+      autospace evolve --budget 500M
+      autospace evolve --latency 5ms --device cpu.card --skeleton small --data fashion-mnist
+    """
+    from autospace import steps as step
+    from autospace.data import check_data_name
+    from autospace.evolution import EvolutionOptions
+    from autospace.files import check_writable
+    from autospace.operations import KERNEL_READINGS
+    from autospace.quantities import format_count
+    from autospace.skeleton import find_skeleton
+    from devices.errors import UsageError
+
+    if budget is None and latency is None:
+        raise UsageError("evolve: no limit; give --budget 500M, --latency 5ms or both")
+    step.check_limit_texts(budget, latency)
+    check_data_name(data)
+    named = find_skeleton(skeleton)
+    check_writable(output)
+    options = EvolutionOptions(
+        generations=generations,
+        warmup=warmup,
+        population=population,
+        sampled=sampled,
+        tournament=tournament,
+        steps=steps,
+        batch=batch,
+    )
+    options.check()
+    opened = step.open_device(device, allow_mismatch=allow_mismatch) if device else None
+    for warning in opened.warnings if opened else ():
+        session.note(f"warning: {warning}")
+    images = step.load_proxy(data, data_root, named, resolution)
+    target = step.target_skeleton(skeleton, images, width_mult=width_mult)
+    session.note(
+        f"target: {target.name} skeleton at {target.resolution}×{target.resolution}, "
+        f"{target.num_classes} classes"
+        + (f", on {opened.description}" if opened else ", counted in multiply-adds")
+    )
+    proxy = (images.num_classes, images.resolution) != (target.num_classes, target.resolution)
+    session.note(
+        f"learned on: {images.description}"
+        + (" (a proxy: the target's own data is not at hand)" if proxy else "")
+    )
+    state = output.with_name(f"{output.name}.state")
+    with session.progress("evolving") as progress:
+        space = step.evolve(
+            budget=budget,
+            latency=latency,
+            device=opened,
+            skeleton=target,
+            data=images,
+            options=options,
+            seed=session.seed,
+            reading=next(one for one in KERNEL_READINGS if one == kernel_reading),
+            state=state,
+            progress=progress,
+        )
+    space.save(output)
+    state.unlink(missing_ok=True)
+    cells = sum(map(len, space.layers))
+    session.say(
+        f"{output}: {len(space.layers)} layers, {cells} cells "
+        f"({space.provenance['cells_tried']} tried, {space.provenance['cells_per_minute']:g} a "
+        "minute)"
+    )
+    for limit in space.provenance["limits"]:
+        expected = space.provenance["expected"].get(limit["metric"])
+        unit = "multiply-adds" if limit["metric"] == "madds" else "ms"
+        if expected is not None:
+            shown = format_count(expected) if unit == "multiply-adds" else f"{expected:.3g}"
+            session.say(f"  expected cost {shown} {unit}, limit {limit['text']}")
+    session.say(f"  target: {space.provenance['target']}; learned on: {images.description}")
+    best = [layer[0].label for layer in space.layers]
+    session.table(("layer", "fittest cell"), list(enumerate(best)))
+    session.result({"space": str(output), "hash": space.hash, **space.to_json()})

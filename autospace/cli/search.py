@@ -1,0 +1,160 @@
+"""``autospace search``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from autospace.cli.common import (
+    FILE,
+    OUTPUT,
+    Session,
+    common_options,
+    data_options,
+    limit_options,
+)
+
+__all__ = ["command"]
+
+
+@click.command("search")
+@click.option("--space", type=FILE, required=True, metavar="SPACE", help="From 'evolve'.")
+@limit_options
+@data_options
+@click.option("--steps", type=int, default=600, show_default=True, help="Weight steps.")
+@click.option("--warmup", type=int, default=200, show_default=True, help="Steps before α learns.")
+@click.option("--batch", type=int, default=64, show_default=True)
+@click.option(
+    "--constraint",
+    type=click.Choice(["lagrangian", "mul#log", "add#linear"]),
+    default="lagrangian",
+    show_default=True,
+    help="How the cost enters the loss.",
+)
+@click.option(
+    "--proposals", type=int, default=5, show_default=True, help="Networks ranked and measured."
+)
+@click.option("--no-measure", is_flag=True, help="Leave latency to the prediction.")
+@click.option(
+    "-o",
+    "--output",
+    type=OUTPUT,
+    default=Path("architecture.json"),
+    show_default=True,
+    metavar="ARCH",
+)
+@common_options
+def command(
+    session: Session,
+    space: Path,
+    budget: str | None,
+    latency: str | None,
+    device: Path | None,
+    allow_mismatch: bool,
+    data: str,
+    data_root: Path | None,
+    resolution: int | None,
+    steps: int,
+    warmup: int,
+    batch: int,
+    constraint: str,
+    proposals: int,
+    no_measure: bool,
+    output: Path,
+) -> None:
+    """Find the best network of a space within hard limits.
+
+    A supernet is trained with one path active; the expected cost is held at the limit by an
+    adapted multiplier; an exact solver proposes networks, which are ranked on held-out data and
+    measured on the device. Exit code 3 if none keeps the limits; the nearest is written anyway.
+
+    \b
+    Examples:
+      autospace search --space space.json --budget 300M
+      autospace search --space space.json --latency 5ms --budget 300M --device cpu.card
+    """
+    from autospace import steps as step
+    from autospace.data import check_data_name
+    from autospace.files import check_writable
+    from autospace.proxyless import SearchOptions
+    from autospace.space import SearchSpace
+    from devices.errors import UsageError
+
+    if budget is None and latency is None:
+        raise UsageError("search: no limit; give --budget 300M, --latency 5ms or both")
+    step.check_limit_texts(budget, latency)
+    check_data_name(data)
+    check_writable(output)
+    options = SearchOptions(
+        steps=steps,
+        warmup=warmup,
+        batch=batch,
+        constraint=constraint,  # type: ignore[arg-type]  # click's choice is the type
+        proposals=proposals,
+    )
+    options.check()
+    searched = SearchSpace.load(space)
+    opened = step.open_device(device, allow_mismatch=allow_mismatch) if device else None
+    for warning in opened.warnings if opened else ():
+        session.note(f"warning: {warning}")
+    images = step.load_proxy(data, data_root, searched.skeleton, resolution)
+    target = searched.skeleton
+    session.note(
+        f"target: {target.name} skeleton at {target.resolution}×{target.resolution}; learned on: "
+        f"{images.description}"
+    )
+    state = output.with_name(f"{output.name}.state")
+    record = output.with_name(f"{output.name}.verification")
+    with session.progress("searching") as progress:
+        result = step.search(
+            searched,
+            budget=budget,
+            latency=latency,
+            device=opened,
+            data=images,
+            options=options,
+            seed=session.seed,
+            measure=not no_measure,
+            state=state,
+            record=record,
+            progress=lambda fraction, message: progress(0.8 * fraction, message),
+            verifying=lambda fraction, message: progress(0.8 + 0.2 * fraction, message),
+        )
+    result.architecture.save(output)
+    state.unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
+    best, chosen = result.chosen.best, result.chosen
+    session.table(
+        ("round", "candidate", "val. accuracy", "MAdds", "predicted", "measured", "kept"),
+        [
+            (
+                number,
+                one.architecture.hash[:8],
+                f"{one.validation_accuracy:.2%}",
+                f"{one.madds / 1e6:.4g}M",
+                f"{one.predicted_ms:.4g} ms" if one.predicted_ms else "–",
+                f"{one.measured.latency_ms:.4g} ms" if one.measured else "–",
+                "yes" if one.kept else "no",
+            )
+            for number, row in enumerate(chosen.rounds, 1)
+            for one in row
+        ],
+    )
+    session.say(
+        f"{output}: {best.architecture.hash} · {best.architecture.params / 1e6:.4g}M parameters · "
+        f"{best.madds / 1e6:.4g}M multiply-adds"
+    )
+    for warning in result.warnings:
+        session.note(f"warning: {warning}")
+    session.result(
+        {
+            "architecture": str(output),
+            "kept": chosen.kept,
+            "limits": [limit.to_json() for limit in result.limits],
+            "factors": list(chosen.factors),
+            "rounds": [[one.to_json() for one in row] for row in chosen.rounds],
+            **result.architecture.to_json(),
+        }
+    )
+    result.check()

@@ -1,0 +1,562 @@
+"""Differentiable evolution of the search space (AutoSpace, arXiv 2103.11833, figure 2).
+
+The paper's: a population of cells with a fitness for each layer; K cells sampled by tournament
+and mutated; their weighted sum trained on the data (Eq. 3), α by gradient (Eq. 4), fitness
+written back (Eq. 5); a reference family in the population; a cost term in the fitness.
+
+This project's choices, where the paper's numbers are not public: softmax weights; half of the
+sampled cells are mutated, by one gene, and inherit their parent's fitness; α learns on the
+validation split by gradient steps normalised with one running scale for all α; fitness is a
+moving average; a cell dearer than twice the dearest reference is rejected; the least fit cell
+that is not a reference makes room. The cost enters as expectation over the softmax, with a
+multiplier that grows while a limit is exceeded and shrinks while it is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autospace.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from autospace.cost import Cost, Limit, check_reachable, format_cost
+from autospace.data import Data
+from autospace.events import Journal, Progress, SaveClock, silent
+from autospace.files import content_hash
+from autospace.genotype import EXPANSIONS, REFERENCE_CELLS, Cell, Mix
+from autospace.network import weight_decay_groups
+from autospace.operations import SEARCH_OPERATIONS, KernelReading, Operation
+from autospace.seeding import Seed
+from autospace.skeleton import Skeleton
+from autospace.space import SearchSpace
+from autospace.supernet import EvolvingNet
+from devices.errors import AutospaceError, UsageError
+
+__all__ = ["EvolutionOptions", "Individual", "evolve_space", "mutated", "random_cell"]
+
+_FREE_EDGES = ((1, 0), (2, 0), (2, 1), (3, 1), (3, 2))
+_CHAIN = ((1, 0), (2, 1), (3, 2))
+_KIND = "autospace.evolution"
+
+
+@dataclass(frozen=True)
+class EvolutionOptions:
+    """The open choices of the evolution.
+
+    Attributes:
+        generations: how often cells are sampled, mutated, trained and written back.
+        warmup: generations before α learns, so that no cell is judged on random weights.
+        population: cells in each layer's population (P).
+        sampled: cells that are stacked in a layer (K; 4 in the paper's figure).
+        tournament: cells among which the fittest is taken.
+        steps: weight steps in a generation, each followed by an α step after the warm-up.
+        batch: images in a step.
+        learning_rate: of the weights (SGD, Nesterov momentum 0.9, cosine).
+        weight_decay: of the weights.
+        alpha_rate: size of an α step, relative to the running scale of its gradients.
+        momentum: of the fitness' moving average (Eq. 5): 0 overwrites.
+        constraint_rate: how fast the multiplier of a limit grows.
+        kept: evolved cells of each layer that enter the space, beside the references.
+    """
+
+    generations: int = 60
+    warmup: int = 20
+    population: int = 50
+    sampled: int = 4
+    tournament: int = 5
+    steps: int = 4
+    batch: int = 64
+    learning_rate: float = 0.05
+    weight_decay: float = 4e-5
+    alpha_rate: float = 0.05
+    momentum: float = 0.5
+    constraint_rate: float = 0.2
+    kept: int = 6
+
+    def check(self) -> None:
+        """Refuses options that contradict each other.
+
+        Raises:
+            UsageError: names the option and the rule.
+        """
+        rules = (
+            (self.generations >= 1, f"generations {self.generations}: at least 1"),
+            (0 <= self.warmup < self.generations, f"warmup {self.warmup}: below generations"),
+            (self.sampled >= 2, f"sampled {self.sampled}: at least 2 cells compete"),
+            (self.tournament >= 1, f"tournament {self.tournament}: at least 1"),
+            (
+                self.population >= max(self.tournament, self.sampled, len(REFERENCE_CELLS) + 1),
+                f"population {self.population}: at least the tournament ({self.tournament}), the "
+                f"sampled cells ({self.sampled}) and one more than the references",
+            ),
+            (self.steps >= 1, f"steps {self.steps}: at least 1"),
+            (self.batch >= 2, f"batch {self.batch}: at least 2"),
+            (0 <= self.momentum < 1, f"momentum {self.momentum}: from 0 to below 1"),
+            (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
+            (self.kept >= 1, f"kept {self.kept}: at least 1"),
+        )
+        for good, message in rules:
+            if not good:
+                raise UsageError(f"evolve: {message}")
+
+
+@dataclass(frozen=True)
+class Individual:
+    """A cell in a population.
+
+    Attributes:
+        cell: the cell.
+        fitness: moving average of its α; a mutated cell begins with its parent's.
+        trials: generations in which it was stacked with α learning.
+    """
+
+    cell: Cell
+    fitness: float = 0.0
+    trials: int = 0
+
+
+def random_cell(random: np.random.Generator) -> Cell:
+    """A valid cell, each gene uniform among what is allowed."""
+    cell = REFERENCE_CELLS[0]
+    expansion = int(random.choice(EXPANSIONS))
+    cell = replace(cell, expansion=expansion)
+    for edge in _FREE_EDGES:
+        cell = cell.with_edge(edge, _choose(random, _allowed(edge, expansion)))
+    mixes = random.integers(0, 2, 2)
+    return replace(cell, mixes=(Mix(int(mixes[0])), Mix(int(mixes[1])))).canonical()
+
+
+def mutated(cell: Cell, random: np.random.Generator) -> Cell:
+    """The cell with one gene changed to another allowed value.
+
+    The genes are the five free edges, the expansion, and the mixing of each node that has more
+    than one input. A change of expansion to 6 turns dense edges, which 6 does not allow, into
+    depthwise ones.
+    """
+    genes: list[Any] = [*_FREE_EDGES, "expansion"]
+    genes += [node for node in (2, 3) if len(cell.inputs(node)) > 1]
+    gene = genes[int(random.integers(len(genes)))]
+    if gene == "expansion":
+        others = [value for value in EXPANSIONS if value != cell.expansion]
+        expansion = others[int(random.integers(len(others)))]
+        child = replace(cell, expansion=expansion)
+        for edge in _FREE_EDGES:
+            if child[edge] not in _allowed(edge, expansion):
+                child = child.with_edge(edge, Operation.DEPTHWISE)
+    elif isinstance(gene, tuple):
+        others = [op for op in _allowed(gene, cell.expansion) if op is not cell[gene]]
+        child = cell.with_edge(gene, _choose(random, others))
+    else:
+        mixes = list(cell.mixes)
+        mixes[gene - 2] = Mix(1 - mixes[gene - 2])
+        child = replace(cell, mixes=(mixes[0], mixes[1]))
+    return child.canonical()
+
+
+def _allowed(edge: tuple[int, int], expansion: int) -> list[Operation]:
+    return [
+        operation
+        for operation in SEARCH_OPERATIONS
+        if not (operation is Operation.NONE and edge in _CHAIN)
+        and not (operation is Operation.DENSE and expansion == max(EXPANSIONS))
+    ]
+
+
+def _choose(random: np.random.Generator, operations: Sequence[Operation]) -> Operation:
+    return operations[int(random.integers(len(operations)))]
+
+
+@dataclass
+class _Evolution:
+    """The state of a run: everything that a checkpoint has to hold."""
+
+    options: EvolutionOptions
+    target: Skeleton
+    data: Data
+    costs: Mapping[str, Cost]
+    limits: Sequence[Limit]
+    seed: Seed
+    reading: KernelReading
+    net: EvolvingNet
+    optimizer: torch.optim.Optimizer
+    populations: list[list[Individual]]
+    ceilings: list[dict[str, float]] = field(default_factory=list)
+    multipliers: dict[str, float] = field(default_factory=dict)
+    scale: float = 0.0
+    generation: int = 0
+    cells_tried: int = 0
+
+    # -- one generation ---------------------------------------------------------------------
+
+    def run_generation(self) -> dict[str, Any]:
+        """Samples, trains and writes back once; returns the log line."""
+        options, generation = self.options, self.generation
+        learning = generation >= options.warmup
+        sampled = [self._sample(layer) for layer in range(self.target.num_layers)]
+        cells = [[individual.cell for individual in row] for row in sampled]
+        for cost in self.costs.values():
+            cost.prepare(
+                (block, cell)
+                for layer, row in enumerate(cells)
+                for block in cost.blocks_of(layer)
+                for cell in row
+            )
+        tables = {
+            limit.metric: torch.tensor(
+                [[self.costs[limit.metric].layer(i, c) for c in row] for i, row in enumerate(cells)]
+            )
+            for limit in self.limits
+        }
+        alpha = torch.tensor([[individual.fitness for individual in row] for row in sampled])
+        losses, alpha_losses, expected = [], [], {}
+        for step in range(options.steps):
+            losses.append(self._weight_step(cells, alpha, generation * options.steps + step))
+            if learning:
+                loss, expected = self._alpha_step(cells, alpha, tables, generation, step)
+                alpha_losses.append(loss)
+        if learning:
+            self._write_back(sampled, alpha)
+            self.cells_tried += sum(map(len, sampled))
+        self.generation += 1
+        return self._log_line(losses, alpha_losses, expected)
+
+    def _sample(self, layer: int) -> list[Individual]:
+        """K different cells: tournament winners, of which every second one is mutated."""
+        options = self.options
+        random = self.seed.generator("sample", self.generation, layer)
+        population = self.populations[layer]
+        chosen: list[Individual] = []
+        while len(chosen) < options.sampled:
+            taken = {individual.cell for individual in chosen}
+            rest = [individual for individual in population if individual.cell not in taken]
+            entrants = random.choice(len(rest), min(options.tournament, len(rest)), replace=False)
+            parent = max((rest[int(i)] for i in entrants), key=lambda one: one.fitness)
+            child = None
+            if len(chosen) % 2 == 1:
+                known = {individual.cell for individual in population} | taken
+                child = self._child(parent, known, layer, random)
+            chosen.append(child or parent)
+        return chosen
+
+    def _child(
+        self, parent: Individual, known: set[Cell], layer: int, random: np.random.Generator
+    ) -> Individual | None:
+        """A mutation that is new and not too dear; None when ten tries find none."""
+        for _ in range(10):
+            cell = mutated(parent.cell, random)
+            if cell not in known and self._affordable(cell, layer):
+                return Individual(cell, parent.fitness)
+        return None
+
+    def _affordable(self, cell: Cell, layer: int) -> bool:
+        # Multiply-adds stand in for latency here: a new cell is compiled only once it is stacked.
+        return self.costs["madds"].layer(layer, cell) <= self.ceilings[layer]["madds"]
+
+    # -- learning -----------------------------------------------------------------------------
+
+    def _weight_step(self, cells: list[list[Cell]], alpha: Tensor, step: int) -> float:
+        images, labels = self.data.training_batch(
+            self.data.train, self.options.batch, step, self.seed.child("train")
+        )
+        total = self.options.generations * self.options.steps
+        rate = self.options.learning_rate * 0.5 * (1 + np.cos(np.pi * step / total))
+        for group in self.optimizer.param_groups:
+            group["lr"] = max(rate, 1e-3 * self.options.learning_rate)
+        self.net.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = functional.cross_entropy(
+            self.net(images, cells, torch.softmax(alpha, 1)), labels, label_smoothing=0.1
+        )
+        value = _finite(loss, f"evolve, weight step {step}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        self.optimizer.step()
+        return value
+
+    def _alpha_step(
+        self,
+        cells: list[list[Cell]],
+        alpha: Tensor,
+        tables: Mapping[str, Tensor],
+        generation: int,
+        step: int,
+    ) -> tuple[float, dict[str, float]]:
+        """Eq. 4 with the cost term; changes ``alpha`` in place."""
+        place = (generation - self.options.warmup) * self.options.steps + step
+        images, labels = self.data.training_batch(
+            self.data.validation, self.options.batch, place, self.seed.child("alpha")
+        )
+        free = alpha.clone().requires_grad_()
+        weights = torch.softmax(free, 1)
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(False)
+        try:
+            loss = functional.cross_entropy(self.net(images, cells, weights), labels)
+            value = _finite(loss, f"evolve, α step {place}")
+            (gradient,) = torch.autograd.grad(loss, free, retain_graph=bool(tables))
+        finally:
+            for parameter in self.net.parameters():
+                parameter.requires_grad_(True)
+        square = float(gradient.square().mean())
+        self.scale = square if place == 0 else 0.95 * self.scale + 0.05 * square
+        direction = gradient / (self.scale**0.5 + 1e-12)
+        expected: dict[str, float] = {}
+        for limit in self.limits:
+            table = tables[limit.metric]
+            cost = (weights * table).sum() + self.costs[limit.metric].fixed
+            (slope,) = torch.autograd.grad(cost / limit.value, free, retain_graph=True)
+            excess = cost.item() / limit.value - 1
+            multiplier = self.multipliers.get(limit.metric, 0.0)
+            multiplier = max(0.0, multiplier + self.options.constraint_rate * excess)
+            self.multipliers[limit.metric] = multiplier
+            # In units of the loss gradient's scale, per layer: one layer holds 1/L of the cost.
+            direction = direction + multiplier * slope * alpha.numel()
+            expected[limit.metric] = cost.item()
+        alpha -= self.options.alpha_rate * direction
+        alpha -= alpha.mean(1, keepdim=True) - free.detach().mean(1, keepdim=True)
+        return value, expected
+
+    def _write_back(self, sampled: list[list[Individual]], alpha: Tensor) -> None:
+        """Eq. 5: fitness as a moving average of α; new cells enter, the least fit leave."""
+        momentum = self.options.momentum
+        for layer, row in enumerate(sampled):
+            population = {individual.cell: individual for individual in self.populations[layer]}
+            for individual, value in zip(row, alpha[layer].tolist(), strict=True):
+                population[individual.cell] = Individual(
+                    individual.cell,
+                    momentum * individual.fitness + (1 - momentum) * value,
+                    individual.trials + 1,
+                )
+            members = sorted(population.values(), key=lambda one: one.fitness, reverse=True)
+            for individual in reversed(list(members)):
+                if len(members) <= self.options.population:
+                    break
+                if individual.cell not in REFERENCE_CELLS:
+                    members.remove(individual)
+            self.populations[layer] = members
+
+    # -- what a person and the report want to see ---------------------------------------------
+
+    def _log_line(
+        self, losses: list[float], alpha_losses: list[float], expected: Mapping[str, float]
+    ) -> dict[str, Any]:
+        everyone = [individual for row in self.populations for individual in row]
+        fitness = [individual.fitness for individual in everyone]
+        operations = Counter(op.label for one in everyone for op in one.cell.edges)
+        shares = np.array(list(operations.values())) / sum(operations.values())
+        tops = [max(row, key=lambda one: one.fitness).cell for row in self.populations]
+        return {
+            "generation": self.generation,
+            "train_loss": float(np.mean(losses)),
+            "validation_loss": float(np.mean(alpha_losses)) if alpha_losses else None,
+            "best_fitness": max(fitness),
+            "median_fitness": float(np.median(fitness)),
+            "reference_share": sum(cell in REFERENCE_CELLS for cell in tops) / len(tops),
+            "distinct_cells": len({individual.cell for individual in everyone}),
+            "operation_entropy_bits": float(-(shares * np.log2(shares)).sum()),
+            "cells_tried": self.cells_tried,
+            "expected": dict(expected),
+            "multipliers": dict(self.multipliers),
+        }
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def save(self, path: Path, digest: str, lines: int) -> None:
+        tensors = {f"net/{name}": value for name, value in self.net.state_dict().items()}
+        tensors |= {
+            f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()
+        }
+        meta = {
+            "digest": digest,
+            "lines": lines,
+            "generation": self.generation,
+            "cells_tried": self.cells_tried,
+            "scale": self.scale,
+            "multipliers": self.multipliers,
+            "costs": {metric: cost.snapshot() for metric, cost in self.costs.items()},
+            "populations": [
+                [[one.cell.matrix(), one.fitness, one.trials] for one in row]
+                for row in self.populations
+            ],
+        }
+        Checkpoint(_KIND, tensors, meta).save(path)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self.net.load_state_dict(checkpoint.part("net"))
+        restore_optimizer(self.optimizer, checkpoint.part("optimizer"))
+        meta = checkpoint.meta
+        self.generation = meta["generation"]
+        self.cells_tried = meta["cells_tried"]
+        self.scale = meta["scale"]
+        self.multipliers = dict(meta["multipliers"])
+        for metric, snapshot in meta["costs"].items():
+            self.costs[metric].restore(snapshot)
+        self.populations = [
+            [Individual(Cell.from_matrix(matrix), fit, trials) for matrix, fit, trials in row]
+            for row in meta["populations"]
+        ]
+
+    def space(self) -> SearchSpace:
+        """The fittest evolved cells that were tried, and the references."""
+        layers, fitness = [], []
+        for row in self.populations:
+            tried = sorted(
+                row, key=lambda one: (one.trials > 0, one.fitness, one.cell), reverse=True
+            )
+            evolved = [one for one in tried if one.cell not in REFERENCE_CELLS]
+            evolved = evolved[: self.options.kept]
+            by_cell = {one.cell: one for one in row}
+            kept = [*evolved, *(by_cell[cell] for cell in REFERENCE_CELLS)]
+            layers.append(tuple(one.cell for one in kept))
+            fitness.append(tuple(round(one.fitness, 6) for one in kept))
+        return SearchSpace(self.target, tuple(layers), tuple(fitness), self.reading)
+
+
+def evolve_space(
+    target: Skeleton,
+    data: Data,
+    costs: Mapping[str, Cost],
+    limits: Sequence[Limit],
+    *,
+    options: EvolutionOptions | None = None,
+    seed: Seed | None = None,
+    reading: KernelReading = "kernel",
+    provenance: Mapping[str, Any] | None = None,
+    state: Path | None = None,
+    log: Path | None = None,
+    progress: Progress = silent,
+) -> SearchSpace:
+    """Evolves the cells of a skeleton under limits.
+
+    Args:
+        target: the skeleton at which costs are counted.
+        data: on which fitness is learned (a proxy where it is not the target's own).
+        costs: by metric; ``madds`` is always needed, ``latency_ms`` for such a limit.
+        limits: upper bounds that all hold for the expected network.
+        options: the open choices.
+        seed: of everything random.
+        reading: how fused depthwise operations are built.
+        provenance: kept in the space, beside what is added here.
+        state: where the state is saved as it goes, and resumed from if it is there.
+        log: the JSON-lines log.
+        progress: is told after every generation.
+
+    Returns:
+        The space: for each layer the fittest evolved cells and the reference family.
+
+    Raises:
+        UsageError: options that contradict each other, or a limit below the smallest network.
+        AutospaceError: the loss is no longer a number.
+    """
+    options = options or EvolutionOptions()
+    seed = (seed or Seed(0)).child("evolve")
+    options.check()
+    check_reachable(costs, limits)
+    proxy = target.for_data(
+        resolution=data.resolution, in_channels=data.channels, num_classes=data.num_classes
+    )
+    net = EvolvingNet(proxy, reading, seed.torch_generator("weights"))
+    optimizer = torch.optim.SGD(
+        weight_decay_groups(net.named_parameters(), options.weight_decay),
+        lr=options.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+    )
+    ceilings = [
+        {"madds": 2 * max(costs["madds"].layer(layer, cell) for cell in REFERENCE_CELLS)}
+        for layer in range(target.num_layers)
+    ]
+    run = _Evolution(
+        options, target, data, costs, limits, seed, reading, net, optimizer,
+        populations=[_first_population(options, seed, layer) for layer in range(target.num_layers)],
+        ceilings=ceilings,
+    )  # fmt: skip
+    digest = content_hash(
+        [target.to_json(), asdict(options), seed.root, reading, data.description,
+         [limit.to_json() for limit in limits]]
+    )  # fmt: skip
+    journal = _resume(run, state, log, digest)
+    clock = SaveClock()
+    started_s, tried_before = time.monotonic(), run.cells_tried
+    try:
+        while run.generation < options.generations:
+            line = run.run_generation()
+            journal.add(line)
+            progress(run.generation / options.generations, _message(line, limits, options))
+            if state is not None and clock.due():
+                run.save(state, digest, len(journal.lines))
+    except KeyboardInterrupt:
+        if state is not None:
+            run.save(state, digest, len(journal.lines))
+        raise
+    minutes = (time.monotonic() - started_s) / 60
+    last = journal.lines[-1]
+    return replace(
+        run.space(),
+        provenance={
+            **(provenance or {}),
+            "limits": [limit.to_json() for limit in limits],
+            "data": data.description,
+            "target": f"{target.name} at {target.resolution}×{target.resolution}",
+            "options": asdict(options),
+            "seed": seed.root,
+            "expected": last["expected"],
+            "cells_tried": run.cells_tried,
+            "cells_per_minute": round((run.cells_tried - tried_before) / max(minutes, 1e-9), 1),
+        },
+    )
+
+
+def _first_population(options: EvolutionOptions, seed: Seed, layer: int) -> list[Individual]:
+    """The references, then their mutations of growing distance."""
+    random = seed.generator("population", layer)
+    cells = dict.fromkeys(REFERENCE_CELLS)
+    while len(cells) < options.population:
+        members = list(cells)
+        cells.setdefault(mutated(members[int(random.integers(len(members)))], random))
+    return [Individual(cell) for cell in cells]
+
+
+def _resume(run: _Evolution, state: Path | None, log: Path | None, digest: str) -> Journal:
+    if state is None or not state.exists():
+        return Journal(log)
+    checkpoint = load_checkpoint(state, _KIND, "an interrupted evolution")
+    if checkpoint.meta["digest"] != digest:
+        return Journal(log)
+    run.restore(checkpoint)
+    return Journal(log, keep=checkpoint.meta["lines"])
+
+
+def _finite(loss: Tensor, where: str) -> float:
+    value = loss.item()
+    if not np.isfinite(value):
+        raise AutospaceError(
+            f"{where}: the loss is {value}; lower the learning rate (the saved state is kept)"
+        )
+    return value
+
+
+def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: EvolutionOptions) -> str:
+    parts = [f"generation {line['generation']}/{options.generations}"]
+    if line["validation_loss"] is None:
+        parts.append(f"warm-up, loss {line['train_loss']:.3f}")
+    else:
+        parts.append(f"loss {line['validation_loss']:.3f}")
+        parts.append(f"fitness {line['best_fitness']:.2f}/{line['median_fitness']:.2f}")
+        for limit in limits:
+            expected = format_cost(limit.metric, line["expected"][limit.metric])
+            parts.append(f"E {expected} of {limit}")
+    return " · ".join(parts)

@@ -1,0 +1,746 @@
+"""The steps of the chain as functions: what the commands call, and notebooks can.
+
+Each takes and returns the frozen data classes that the files hold. Limits and sizes are given as
+people write them (``"500M"``, ``"5ms"``, ``"70%"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autospace.cost import (
+    Cost,
+    CostTable,
+    LatencyCost,
+    Limit,
+    MaddsCost,
+    Metric,
+    reference_cost,
+)
+from autospace.data import Data, load_data
+from autospace.events import Progress, silent
+from autospace.files import check_writable, write_json
+from autospace.operations import KernelReading
+from autospace.quantities import parse_count, parse_fraction, parse_latency_ms
+from autospace.seeding import Seed
+from autospace.skeleton import Skeleton, find_skeleton
+from autospace.space import Architecture, SearchSpace
+from devices.errors import BudgetError, InvalidInputError, UsageError
+from devices.measurement import Measurement
+
+if TYPE_CHECKING:
+    import onnx
+
+    from autospace.evolution import EvolutionOptions
+    from autospace.onnx_export import ExportCheck
+    from autospace.proxyless import SearchOptions
+    from autospace.training import TrainedNetwork, TrainOptions
+    from autospace.verify import Chosen, Measure
+    from devices.runtimes.base import RuntimeSettings
+    from latency import DeviceCard, Prediction
+
+__all__ = [
+    "Benchmark",
+    "BenchmarkedModel",
+    "Device",
+    "Exported",
+    "benchmark",
+    "evolve",
+    "export",
+    "limits_of",
+    "open_device",
+    "predict",
+    "profile",
+    "search",
+    "target_skeleton",
+    "train",
+]
+
+_PROXY_RESOLUTION = 64
+_VISITS = 12
+
+
+@dataclass(frozen=True)
+class Device:
+    """A card that was opened and checked, with its predictor.
+
+    Attributes:
+        card: the card.
+        warnings: what was found and allowed; to be repeated beside every figure.
+        here: whether this machine is the card's device, so that it can measure.
+    """
+
+    card: DeviceCard
+    warnings: tuple[str, ...]
+    here: bool
+
+    @property
+    def description(self) -> str:
+        """For output: device, runtime, threads, precision, batch."""
+        return describe_card(self.card)
+
+    def measure(
+        self,
+        models: Mapping[str, onnx.ModelProto],
+        *,
+        visits: int = _VISITS,
+        seed: int = 0,
+        progress: Progress = silent,
+    ) -> dict[str, Measurement]:
+        """Measures models on this device, interleaved."""
+        from latency import measure_models
+
+        return measure_models(
+            models,
+            runtime=self.card.runtime,
+            settings=self.card.settings,
+            visits=visits,
+            seed=seed,
+            reference_ms=self.card.sentinel_reference_ms,
+            progress=progress,
+        )
+
+
+def describe_card(card: DeviceCard) -> str:
+    """Device, runtime, threads, precision and batch of a card in one line."""
+    settings = card.settings
+    threads = f"{settings.threads} thread" + ("s" if settings.threads > 1 else "")
+    name = "simulated device" if card.simulated else card.environment.get("cpu", "unknown CPU")
+    return (
+        f"{name} · {card.runtime} {card.runtime_version} · {threads} · {settings.precision} · "
+        f"batch {settings.batch}"
+    )
+
+
+def open_device(path: Path, *, allow_mismatch: bool = False) -> Device:
+    """Opens a device card and checks that it speaks for this machine.
+
+    Raises:
+        InvalidInputError: no card, or damaged.
+        MismatchError: made elsewhere, and that was not allowed.
+    """
+    from devices.errors import MismatchError
+    from latency import DeviceCard
+
+    card = DeviceCard.open(path)
+    try:
+        warnings = card.check_usable()
+        here = True
+    except MismatchError:
+        warnings = card.check_usable(allow_mismatch)
+        here = False
+    return Device(card, warnings, here)
+
+
+def target_skeleton(
+    name: str, data: Data, *, resolution: int | None = None, width_mult: float = 1.0
+) -> Skeleton:
+    """The macro layout at which costs are counted.
+
+    ``mobile`` stays ImageNet's (224×224, 3 channels, 1000 classes) whatever is learned on, unless
+    that is a folder of images; the small layouts take the data's channels and classes.
+
+    Args:
+        name: of the layout.
+        data: what is learned on.
+        resolution: another input size of the target.
+        width_mult: multiplies every width.
+
+    Raises:
+        UsageError: unknown layout.
+    """
+    skeleton = find_skeleton(name)
+    if name != "mobile" or data.name == "folder":
+        skeleton = skeleton.for_data(
+            resolution=skeleton.resolution,
+            in_channels=data.channels,
+            num_classes=data.num_classes,
+        )
+    return replace(
+        skeleton, resolution=resolution or skeleton.resolution, width_mult=width_mult
+    )
+
+
+def load_proxy(
+    name: str, root: Path | None, skeleton: Skeleton, resolution: int | None = None
+) -> Data:
+    """The data at the input size to learn at: the target's own where it is small."""
+    if resolution is None and skeleton.resolution <= _PROXY_RESOLUTION:
+        resolution = skeleton.resolution
+    channels = skeleton.in_channels if skeleton.in_channels in (1, 3) else None
+    # A one-channel layout takes colour data as it is; a three-channel one repeats grey.
+    channels = channels if channels == 3 else None
+    return load_data(name, root, resolution=resolution, channels=channels)
+
+
+def limits_of(
+    budget: str | None, latency: str | None, costs: Mapping[str, Cost]
+) -> tuple[Limit, ...]:
+    """Limits as people write them.
+
+    Args:
+        budget: multiply-adds, or a percentage of the reference network's.
+        latency: a time, or a percentage of the reference network's.
+        costs: by metric.
+
+    Raises:
+        UsageError: malformed, or a latency without a device card.
+    """
+    limits = []
+    given: tuple[tuple[Metric, str | None, str, Callable[[str, str], float]], ...] = (
+        ("madds", budget, "--budget", parse_count),
+        ("latency_ms", latency, "--latency", parse_latency_ms),
+    )
+    for metric, text, option, parse in given:
+        if text is None:
+            continue
+        if text.strip().endswith("%"):
+            fraction = parse_fraction(text, option)
+            if metric not in costs:
+                raise UsageError(f"{option} {text}: needs a device card; add --device CARD")
+            limits.append(Limit(metric, fraction * reference_cost(costs[metric]), text))
+            continue
+        value = parse(text, option)
+        if metric not in costs:
+            raise UsageError(f"{option} {text}: needs a device card; add --device CARD")
+        limits.append(Limit(metric, value, text))
+    return tuple(limits)
+
+
+def check_limit_texts(budget: str | None, latency: str | None) -> None:
+    """Refuses malformed limits before anything is loaded.
+
+    Raises:
+        UsageError: malformed.
+    """
+    if budget is not None:
+        parse = parse_fraction if budget.strip().endswith("%") else parse_count
+        parse(budget, "--budget")
+    if latency is not None:
+        (parse_fraction if latency.strip().endswith("%") else parse_latency_ms)(
+            latency, "--latency"
+        )
+
+
+def costs_of(
+    skeleton: Skeleton, device: Device | None, reading: KernelReading = "kernel"
+) -> dict[str, Cost]:
+    """Every cost that can be counted: multiply-adds, and latency with a card."""
+    costs: dict[str, Cost] = {"madds": MaddsCost(skeleton, reading)}
+    if device is not None:
+        from latency import Predictor
+
+        costs["latency_ms"] = LatencyCost(
+            skeleton, Predictor.from_card(device.card), reading, device.card.settings.batch
+        )
+    return costs
+
+
+def profile(
+    path: Path,
+    *,
+    runtime: str = "onnxruntime",
+    settings: RuntimeSettings | None = None,
+    minutes: float | None = 10,
+    rounds: int | None = None,
+    seed: int = 0,
+    space: SearchSpace | None = None,
+    update: bool = False,
+    progress: Progress = silent,
+) -> DeviceCard:
+    """Measures this device and keeps the result as a device card.
+
+    Args:
+        path: the card; an unfinished one goes on where it was.
+        runtime: by name.
+        settings: threads, precision and batch.
+        minutes: how long.
+        rounds: a fixed number of rounds instead.
+        seed: of the probe networks and the order of visits.
+        space: its kernels are measured too, in networks drawn from it.
+        update: add to a finished card.
+        progress: is told as it goes.
+    """
+    from latency import profile_device
+
+    batch = settings.batch if settings else 1
+    return profile_device(
+        path,
+        runtime=runtime,
+        settings=settings,
+        minutes=minutes,
+        rounds=rounds,
+        seed=seed,
+        extra_models=space_networks(space, Seed(seed), batch) if space else None,
+        update=update,
+        progress=progress,
+    )
+
+
+def space_networks(
+    space: SearchSpace, seed: Seed, batch: int = 1
+) -> dict[str, onnx.ModelProto]:
+    """Networks that between them hold every candidate of every block of a space."""
+    from autospace.onnx_export import onnx_for_cost
+
+    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+    orders = [
+        seed.generator("probes", index).permutation(len(blocks))
+        for index, blocks in enumerate(candidates)
+    ]
+    networks = {}
+    for number in range(max(map(len, candidates))):
+        blocks = tuple(
+            blocks[order[number % len(blocks)]]
+            for blocks, order in zip(candidates, orders, strict=True)
+        )
+        architecture = Architecture(space.skeleton, blocks, space.kernel_reading)
+        networks[f"space-{architecture.hash}"] = onnx_for_cost(architecture, batch)
+    return networks
+
+
+def predict(
+    model: Path | onnx.ModelProto, device: Path | Device, *, allow_mismatch: bool = False
+) -> Prediction:
+    """The latency of an ONNX model on a card's device.
+
+    Raises:
+        InvalidInputError: no ONNX model, or no card.
+        MismatchError: the card was made elsewhere.
+    """
+    from latency import Predictor
+
+    if isinstance(device, Path):
+        device = open_device(device, allow_mismatch=allow_mismatch)
+    return Predictor.from_card(device.card).predict(model)
+
+
+def evolve(
+    *,
+    budget: str | None = None,
+    latency: str | None = None,
+    device: Device | None = None,
+    skeleton: Skeleton | str = "mobile",
+    data: Data | None = None,
+    options: EvolutionOptions | None = None,
+    seed: int = 0,
+    reading: KernelReading = "kernel",
+    state: Path | None = None,
+    log: Path | None = None,
+    progress: Progress = silent,
+) -> SearchSpace:
+    """Evolves a search space for limits.
+
+    Args:
+        budget: multiply-adds at the target.
+        latency: on the card's device; needs ``device``.
+        device: an opened card.
+        skeleton: the target's macro layout.
+        data: what fitness is learned on; the embedded digits if not given.
+        options: the open choices of the evolution.
+        seed: of everything random.
+        reading: how fused depthwise operations are built.
+        state: where the state is saved as it goes.
+        log: the JSON-lines log.
+        progress: is told as it goes.
+
+    Raises:
+        UsageError: a malformed limit, or one below the smallest network.
+    """
+    from autospace.evolution import evolve_space
+
+    check_limit_texts(budget, latency)
+    if data is None:
+        named = find_skeleton(skeleton) if isinstance(skeleton, str) else skeleton
+        data = load_proxy("digits", None, named)
+    if isinstance(skeleton, str):
+        skeleton = target_skeleton(skeleton, data)
+    costs = costs_of(skeleton, device, reading)
+    return evolve_space(
+        skeleton,
+        data,
+        costs,
+        limits_of(budget, latency, costs),
+        options=options,
+        seed=Seed(seed),
+        reading=reading,
+        provenance={"device": device.description} if device else {},
+        state=state,
+        log=log,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The end of a search, ready to be kept or refused.
+
+    Attributes:
+        architecture: the network, with its costs in the provenance.
+        chosen: every candidate and the verdict.
+        limits: as resolved.
+        warnings: to be repeated.
+    """
+
+    architecture: Architecture
+    chosen: Chosen
+    limits: tuple[Limit, ...]
+    warnings: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raises when the limits are not kept.
+
+        Raises:
+            BudgetError: names the nearest network's costs.
+        """
+        best = self.chosen.best
+        if best.kept:
+            return
+        parts = []
+        for limit in self.limits:
+            if limit.metric == "madds":
+                parts.append(f"{limit} (nearest {best.madds / 1e6:.4g}M)")
+            elif best.measured is not None:
+                parts.append(
+                    f"{limit} (nearest {best.measured.latency_ms:.3g} ms, bound "
+                    f"{best.measured.upper_ms():.3g} ms, measured)"
+                )
+            else:
+                parts.append(f"{limit} (nearest {best.predicted_ms or 0:.3g} ms, predicted)")
+        raise BudgetError(
+            f"budget not kept: {' and '.join(parts)}; raise the limit or evolve a space for it"
+        )
+
+
+def search(
+    space: SearchSpace,
+    *,
+    budget: str | None = None,
+    latency: str | None = None,
+    device: Device | None = None,
+    data: Data | None = None,
+    options: SearchOptions | None = None,
+    seed: int = 0,
+    measure: bool = True,
+    state: Path | None = None,
+    log: Path | None = None,
+    record: Path | None = None,
+    progress: Progress = silent,
+    verifying: Progress | None = None,
+) -> SearchResult:
+    """Searches a space under limits and measures what it chose.
+
+    Args:
+        space: the candidates of each layer.
+        budget: multiply-adds at the target.
+        latency: on the card's device; needs ``device``.
+        device: an opened card.
+        data: what is learned on; the embedded digits if not given.
+        options: how to search.
+        seed: of everything random.
+        measure: False leaves latency to the prediction.
+        state: where the state is saved as it goes.
+        log: the JSON-lines log.
+        record: where candidates and their measurements are kept.
+        progress: is told during the search.
+        verifying: is told while candidates are ranked and measured.
+
+    Returns:
+        The result, kept or not; `SearchResult.check` raises when it is not.
+
+    Raises:
+        UsageError: a malformed limit, or one below the smallest network.
+    """
+    from autospace.proxyless import SearchOptions, search_space
+    from autospace.verify import choose_network
+
+    check_limit_texts(budget, latency)
+    options = options or SearchOptions()
+    data = data or load_proxy("digits", None, space.skeleton)
+    costs = costs_of(space.skeleton, device, space.kernel_reading)
+    limits = limits_of(budget, latency, costs)
+    searched = search_space(
+        space, data, costs, limits, options=options, seed=Seed(seed), state=state, log=log,
+        progress=progress,
+    )  # fmt: skip
+    table: CostTable | None = None
+    if device is not None:
+        table = costs["latency_ms"].table(searched.net.candidates)
+    measuring: Measure | None = None
+    warnings = list(device.warnings) if device else []
+    if device is not None and measure:
+        if device.here:
+            measuring = _measuring(device, seed)
+        else:
+            warnings.append("not measured: this machine is not the card's device")
+    chosen = choose_network(
+        searched, data, table, options=options, seed=Seed(seed), measure=measuring,
+        record=record, progress=verifying or progress,
+    )  # fmt: skip
+    best = chosen.best
+    architecture = replace(
+        best.architecture,
+        provenance={
+            "space": space.hash,
+            "limits": [limit.to_json() for limit in limits],
+            "kept": best.kept,
+            "madds": best.madds,
+            "params": best.architecture.params,
+            "predicted_ms": best.predicted_ms,
+            "measured_ms": best.measured.latency_ms if best.measured else None,
+            "validation_accuracy": best.validation_accuracy,
+            "device": device.description if device else None,
+            "data": data.description,
+            "seed": seed,
+            "warnings": warnings,
+        },
+    )
+    return SearchResult(architecture, chosen, limits, tuple(warnings))
+
+
+def _measuring(device: Device, seed: int) -> Measure:
+    from autospace.onnx_export import onnx_for_cost
+
+    def measure(networks: Mapping[str, Architecture]) -> Mapping[str, Measurement]:
+        models = {
+            name: onnx_for_cost(architecture, device.card.settings.batch)
+            for name, architecture in networks.items()
+        }
+        return device.measure(models, seed=seed)
+
+    return measure
+
+
+def train(
+    architecture: Architecture,
+    *,
+    data: Data | None = None,
+    options: TrainOptions | None = None,
+    seed: int = 0,
+    state: Path | None = None,
+    log: Path | None = None,
+    progress: Progress = silent,
+) -> TrainedNetwork:
+    """Trains an architecture and tests it on data that training never saw.
+
+    Raises:
+        UsageError: an impossible recipe.
+    """
+    from autospace.training import train_network
+
+    data = data or load_proxy("digits", None, architecture.skeleton)
+    return train_network(
+        architecture, data, options=options, seed=Seed(seed), state=state, log=log,
+        progress=progress,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A converted network.
+
+    Attributes:
+        path: the ONNX file.
+        architecture: what it computes.
+        check: how far its outputs are from PyTorch's.
+        trained: whether the weights were trained.
+        warnings: to be repeated.
+    """
+
+    path: Path
+    architecture: Architecture
+    check: ExportCheck
+    trained: bool
+    warnings: tuple[str, ...]
+
+
+def export(
+    source: Path | Architecture | TrainedNetwork,
+    path: Path,
+    *,
+    batch: int = 1,
+    data: Data | None = None,
+    seed: int = 0,
+) -> Exported:
+    """Writes a network as ONNX and compares its outputs with PyTorch's.
+
+    Args:
+        source: a checkpoint, an architecture, or their file.
+        path: the ONNX file.
+        batch: its fixed batch size.
+        data: real images for the comparison; drawn at random if not given.
+        seed: of untrained weights and random images.
+
+    Raises:
+        InvalidInputError: neither an architecture nor a checkpoint.
+        UsageError: the file cannot be written.
+        AutospaceError: the outputs differ; nothing is written.
+    """
+    import numpy as np
+
+    from autospace.network import build_network
+    from autospace.onnx_export import architecture_metadata, build_onnx, check_outputs
+    from autospace.onnx_export import folded_weights, write_onnx
+    from autospace.training import TrainedNetwork
+
+    check_writable(path)
+    if isinstance(source, Path):
+        source = read_network(source)
+    warnings: list[str] = []
+    metadata: dict[str, str] = {}
+    if isinstance(source, TrainedNetwork):
+        architecture, network = source.architecture, source.network
+        trained = True
+        for key in ("mean", "std", "data"):
+            if key in source.meta:
+                metadata[f"autospace.{key}"] = str(source.meta[key])
+        metadata["autospace.test_accuracy"] = str(source.accuracy)
+    else:
+        architecture, network, trained = source, build_network(source, seed), False
+        warnings.append("the weights are untrained: an architecture file holds none")
+    network.eval()
+    skeleton = architecture.skeleton
+    model = build_onnx(
+        architecture.nodes,
+        folded_weights(network),
+        batch=batch,
+        metadata={**metadata, **architecture_metadata(architecture)},
+    )
+    fits = data is not None and (data.channels, data.resolution) == (
+        skeleton.in_channels,
+        skeleton.resolution,
+    )
+    if data is not None and fits:
+        count = min(len(data.test), 64)
+        images = data.batch(data.test, np.arange(count))[0].numpy()
+    else:
+        shape = (8, skeleton.in_channels, skeleton.resolution, skeleton.resolution)
+        images = Seed(seed).generator("export").normal(size=shape).astype(np.float32)
+    check = check_outputs(network, model, images, batch)
+    write_onnx(model, path)
+    return Exported(path, architecture, check, trained, tuple(warnings))
+
+
+def read_network(path: Path) -> Architecture | TrainedNetwork:
+    """Reads an architecture file or a checkpoint, told apart by their content.
+
+    Raises:
+        InvalidInputError: neither.
+    """
+    from autospace.training import TrainedNetwork
+
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except FileNotFoundError:
+        raise InvalidInputError(
+            f"{path}: no such file; expected an architecture or a checkpoint"
+        ) from None
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from None
+    # safetensors: eight bytes of header length, then the header, a JSON object.
+    if start[5:] == b"\0\0\0{":
+        return TrainedNetwork.load(path)
+    return Architecture.load(path)
+
+
+@dataclass(frozen=True)
+class BenchmarkedModel:
+    """One model, predicted and measured.
+
+    Attributes:
+        name: its file's name.
+        predicted: by the card.
+        measured: on this machine.
+    """
+
+    name: str
+    predicted: Prediction
+    measured: Measurement
+
+    @property
+    def error(self) -> float:
+        """Predicted divided by measured, minus 1."""
+        return self.predicted.latency_ms / self.measured.latency_ms - 1
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `benchmark` found.
+
+    Attributes:
+        models: in the order given.
+        device: in words.
+        warnings: to be repeated.
+    """
+
+    models: tuple[BenchmarkedModel, ...]
+    device: str
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``benchmark`` writes, with raw samples."""
+        return {
+            "device": self.device,
+            "warnings": list(self.warnings),
+            "models": [
+                {
+                    "name": model.name,
+                    "error": model.error,
+                    "predicted": model.predicted.to_json(),
+                    "measured": model.measured.to_json(),
+                }
+                for model in self.models
+            ],
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes the result file at once."""
+        write_json(path, self.to_json())
+
+
+def benchmark(
+    models: Sequence[Path],
+    device: Device,
+    *,
+    visits: int = 16,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Benchmark:
+    """Measures ONNX models on this machine, interleaved, beside what the card predicts.
+
+    Args:
+        models: ONNX files.
+        device: an opened card of this machine.
+        visits: to each model.
+        seed: of the order of visits.
+        progress: is told as it goes.
+
+    Raises:
+        InvalidInputError: no ONNX model, or the runtime refuses it.
+        MismatchError: this machine is not the card's device.
+    """
+    from devices.errors import MismatchError
+    from devices.onnx_files import read_onnx
+    from latency import Predictor
+
+    if not device.here:
+        raise MismatchError(
+            f"{device.card.path}: this machine is not the card's device, so nothing can be "
+            "measured for it here; profile this machine with 'autospace profile-device'"
+        )
+    loaded: dict[str, onnx.ModelProto] = {}
+    for path in models:
+        name = path.name if path.name not in loaded else str(path)
+        loaded[name] = read_onnx(path)
+    predictor = Predictor.from_card(device.card)
+    predicted = {name: predictor.predict(model) for name, model in loaded.items()}
+    measured = device.measure(loaded, visits=visits, seed=seed, progress=progress)
+    return Benchmark(
+        tuple(BenchmarkedModel(name, predicted[name], measured[name]) for name in loaded),
+        device.description,
+        device.warnings,
+    )

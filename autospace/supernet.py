@@ -1,0 +1,259 @@
+"""The two networks that hold many candidates at once: for evolution and for search.
+
+`EvolvingNet` stacks the sampled cells of a layer in parallel and adds their outputs with weights
+(AutoSpace, arXiv 2103.11833, Eq. 3). `GatedNet` keeps one path active (ProxylessNAS, arXiv
+1812.00332, section 3.2), so that memory does not grow with the number of candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autospace.genotype import EXPANSIONS, Block, Cell, Zero
+from autospace.graph import INPUT, Node, block_nodes, network_nodes
+from autospace.network import NodeGraph, apply_node, initialise, node_module
+from autospace.operations import KernelReading, Operation
+from autospace.skeleton import BlockShape, Skeleton
+from autospace.space import PLAIN_BLOCK
+
+__all__ = ["EvolvingNet", "GatedNet", "PathPair"]
+
+
+def _outer_parts(skeleton: Skeleton) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """The nodes before and after the searchable blocks."""
+    nodes = network_nodes(skeleton, [PLAIN_BLOCK] * len(skeleton.blocks))
+    before = [node for node in nodes if node.name == "stem" or node.name.startswith("first")]
+    after = [node for node in nodes if node.name in ("head", "pool", "classifier")]
+    return tuple(before), tuple(after)
+
+
+class _CellBank(nn.Module):
+    """One block's weights for every operation on every edge, shared by all cells.
+
+    A mutated cell so inherits the weights of every edge that it keeps, and what two of the
+    sampled cells have in common (the expansion, a common beginning) is computed once. Batch norm
+    uses the batch's own statistics: the bank only ever trains.
+    """
+
+    def __init__(self, shape: BlockShape, reading: KernelReading):
+        super().__init__()
+        self.shape = shape
+        self.reading = reading
+        self.bank = nn.ModuleDict()
+        for node in self._every_node():
+            if node.key not in self.bank:
+                module = node_module(node, track=False)
+                if module is not None:
+                    self.bank[node.key] = module
+        self._nodes = lru_cache(4096)(self._cell_nodes)
+
+    def _every_node(self) -> Iterator[Node]:
+        identity, none = Operation.IDENTITY, Operation.NONE
+        for expansion in EXPANSIONS:
+            plain = Cell((identity, none, identity, none, none, identity), expansion)
+            operations = [Operation.DEPTHWISE]
+            if expansion != max(EXPANSIONS):  # dense edges at expansion 6: in no released cell
+                operations.append(Operation.DENSE)
+            for operation in operations:
+                for edge in ((1, 0), (2, 0), (2, 1), (3, 1), (3, 2)):
+                    yield from self._cell_nodes(plain.with_edge(edge, operation))
+
+    def _cell_nodes(self, cell: Cell) -> tuple[Node, ...]:
+        return block_nodes(cell, self.shape, reading=self.reading, shortcut=False)
+
+    def forward(self, x: Tensor, cells: Sequence[Cell], weights: Tensor) -> Tensor:
+        """Eq. 3: the weighted sum of the cells' outputs.
+
+        Args:
+            x: shape ``(batch, in_channels, h, w)``.
+            cells: the sampled cells.
+            weights: shape ``(len(cells),)``.
+
+        Returns:
+            Shape ``(batch, out_channels, h', w')``, with the outer shortcut where there is one.
+        """
+        known: dict[tuple[Any, ...], Tensor] = {}
+        total: Tensor | None = None
+        for cell, weight in zip(cells, weights, strict=True):
+            # A value is named by how it was computed, so equal parts of two cells meet.
+            names: dict[str, tuple[Any, ...]] = {INPUT: (INPUT,)}
+            value = x
+            for node in self._nodes(cell):
+                name = (node.kind, node.key, *(names[source] for source in node.inputs))
+                names[node.name] = name
+                if name not in known:
+                    inputs = [known.get(names[source], x) for source in node.inputs]
+                    module = self.bank[node.key] if node.key in self.bank else None
+                    known[name] = apply_node(node, module, inputs)
+                value = known[name]
+            part = value * weight
+            total = part if total is None else total + part
+        assert total is not None
+        return total + x if self.shape.has_shortcut else total
+
+
+class EvolvingNet(nn.Module):
+    """A network whose every layer computes several sampled cells at once.
+
+    Args:
+        skeleton: with the data's input size and classes.
+        reading: how fused depthwise operations are built.
+        generator: of the initial weights.
+    """
+
+    def __init__(self, skeleton: Skeleton, reading: KernelReading, generator: torch.Generator):
+        super().__init__()
+        before, after = _outer_parts(skeleton)
+        self.skeleton = skeleton
+        self.before = NodeGraph(before, track=False)
+        self.blocks = nn.ModuleList(_CellBank(shape, reading) for shape in skeleton.blocks)
+        self.after = NodeGraph(after, track=False)
+        initialise(self, generator)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, cells: Sequence[Sequence[Cell]], weights: Tensor) -> Tensor:
+        """Logits of the stacked network.
+
+        Args:
+            x: shape ``(batch, channels, size, size)``.
+            cells: K cells for each layer.
+            weights: shape ``(layers, K)``.
+
+        Returns:
+            Shape ``(batch, classes)``.
+        """
+        x = self.before(x)
+        for index, block in enumerate(self.blocks):
+            layer = self.skeleton.layer_of(index)
+            x = block(x, cells[layer], weights[layer])
+        return self.after(x)  # type: ignore[no-any-return]
+
+
+PathPair = tuple[int, int]
+"""The active and the inactive candidate of one block, in an α step of rule ``two``."""
+
+
+class _Candidates(nn.Module):
+    """One block's candidates; only the asked-for one computes."""
+
+    def __init__(
+        self, shape: BlockShape, blocks: Sequence[Block], reading: KernelReading, share: bool
+    ):
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        self.paths: list[tuple[tuple[Node, str], ...]] = []
+        for index, block in enumerate(blocks):
+            path = []
+            for node in block_nodes(block, shape, reading=reading):
+                key = node.key if share else f"{index}/{node.name}"
+                module = None if key in self.layers else node_module(node, track=False)
+                if module is not None:
+                    self.layers[key] = module
+                path.append((node, key))
+            self.paths.append(tuple(path))
+
+    def forward(self, x: Tensor, index: int) -> Tensor:
+        """Maps ``(batch, in_channels, h, w)`` through one candidate."""
+        values = {INPUT: x}
+        for node, key in self.paths[index]:
+            module = self.layers[key] if key in self.layers else None
+            x = apply_node(node, module, [values[name] for name in node.inputs])
+            values[node.name] = x
+        return x
+
+
+class GatedNet(nn.Module):
+    """A network with every candidate of every block, of which one path computes.
+
+    Args:
+        skeleton: with the data's input size and classes.
+        candidates: for each block, what it can hold.
+        reading: how fused depthwise operations are built.
+        generator: of the initial weights.
+        share: whether the cells of a block share the weights of equal operations on equal edges
+            (this project's choice: a short search then trains every weight often); otherwise
+            each candidate has its own (the paper's).
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        candidates: Sequence[Sequence[Block]],
+        reading: KernelReading,
+        generator: torch.Generator,
+        *,
+        share: bool = True,
+    ):
+        super().__init__()
+        before, after = _outer_parts(skeleton)
+        self.skeleton = skeleton
+        self.reading: KernelReading = reading
+        self.candidates = tuple(tuple(blocks) for blocks in candidates)
+        self.before = NodeGraph(before, track=False)
+        self.blocks = nn.ModuleList(
+            _Candidates(shape, blocks, reading, share)
+            for blocks, shape in zip(self.candidates, skeleton.blocks, strict=True)
+        )
+        self.after = NodeGraph(after, track=False)
+        initialise(self, generator)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, path: Sequence[int]) -> Tensor:
+        """Logits of one path.
+
+        Args:
+            x: shape ``(batch, channels, size, size)``.
+            path: the active candidate of each block.
+        """
+        x = self.before(x)
+        for block, index in zip(self.blocks, path, strict=True):
+            x = block(x, index)
+        return self.after(x)  # type: ignore[no-any-return]
+
+    def forward_two(self, x: Tensor, pairs: Sequence[PathPair], gates: Tensor) -> Tensor:
+        """Logits of the active path, with binary gates that receive gradients.
+
+        Args:
+            x: shape ``(batch, channels, size, size)``.
+            pairs: for each block the active and an inactive candidate.
+            gates: shape ``(blocks, 2)``, 1 and 0 in each row; its gradient is that of the loss
+                with respect to the binary gates (Eq. 4 of the paper). The inactive candidate
+                is computed without a graph: it needs neither weights' nor inputs' gradients.
+        """
+        x = self.before(x)
+        for block, (active, inactive), gate in zip(self.blocks, pairs, gates, strict=True):
+            with torch.no_grad():
+                idle = block(x, inactive)
+            x = gate[0] * block(x, active) + gate[1] * idle
+        return self.after(x)  # type: ignore[no-any-return]
+
+    def extract(self, path: Sequence[int]) -> NodeGraph:
+        """One path as a network of its own, with copied weights and fresh running statistics.
+
+        Args:
+            path: the candidate of each block.
+
+        Returns:
+            A network like `autospace.network.build_network` makes, for the supernet's data.
+        """
+        blocks = [
+            candidates[index] for candidates, index in zip(self.candidates, path, strict=True)
+        ]
+        network = NodeGraph(network_nodes(self.skeleton, blocks, self.reading))
+        sources: dict[str, nn.Module] = {**self.before.layers, **self.after.layers}
+        for number, (block, index) in enumerate(zip(self.blocks, path, strict=True)):
+            assert isinstance(block, _Candidates)
+            for node, key in block.paths[index]:
+                if key in block.layers:
+                    sources[node.name.replace("block", f"block{number}", 1)] = block.layers[key]
+        with torch.no_grad():
+            for name, layer in network.layers.items():
+                given = dict(sources[name].named_parameters())
+                for parameter_name, parameter in layer.named_parameters():
+                    parameter.copy_(given[parameter_name])
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

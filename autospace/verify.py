@@ -1,0 +1,300 @@
+"""From a searched supernet to one network whose cost was measured.
+
+The exact solver proposes; held-out accuracy with the supernet's weights ranks; the device
+measures. What was measured recalibrates the latency table, and the choice is repeated. The
+network taken is the most accurate of those whose one-sided 95 % bound, corrected for the number
+of candidates, keeps the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autospace.cost import CostTable, Limit
+from autospace.data import Data
+from autospace.events import Progress, silent
+from autospace.files import content_hash, write_json
+from autospace.proxyless import SearchedNet, SearchOptions
+from autospace.seeding import Seed
+from autospace.select import select
+from autospace.space import Architecture
+from autospace.training import accuracy, recalibrate_norms
+from devices.errors import InvalidInputError, UsageError
+from devices.measurement import Measurement
+
+__all__ = ["Candidate", "Chosen", "Measure", "choose_network"]
+
+Measure = Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]
+"""Measures networks on the device, interleaved; names are the architectures' hashes."""
+
+_SLACK = 0.05
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One proposed network and what became known of it.
+
+    Attributes:
+        choice: candidate indices.
+        architecture: at the target.
+        log_probability: Σ log p, by which the solver proposed it.
+        validation_accuracy: with the supernet's weights and recomputed batch norm.
+        madds: multiply-adds at the target.
+        predicted_ms: by the card's table, before any recalibration; None without a card.
+        measured: on the device; None where it could not be measured.
+        kept: whether every limit is kept, by measurement where there is one.
+        excess: the largest ratio of a cost's bound to its limit, minus 1.
+    """
+
+    choice: tuple[int, ...]
+    architecture: Architecture
+    log_probability: float
+    validation_accuracy: float
+    madds: int
+    predicted_ms: float | None
+    measured: Measurement | None
+    kept: bool
+    excess: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, the architecture by its hash."""
+        return {
+            "hash": self.architecture.hash,
+            "choice": list(self.choice),
+            "log_probability": self.log_probability,
+            "validation_accuracy": self.validation_accuracy,
+            "madds": self.madds,
+            "predicted_ms": self.predicted_ms,
+            "measured": self.measured.to_json() if self.measured else None,
+            "kept": self.kept,
+            "excess": self.excess,
+        }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The end of a search.
+
+    Attributes:
+        best: the most accurate candidate that keeps every limit, or else the nearest one.
+        rounds: the candidates of each round.
+        factors: the recalibration of the latency table in each round.
+    """
+
+    best: Candidate
+    rounds: tuple[tuple[Candidate, ...], ...]
+    factors: tuple[float, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether the best candidate keeps every limit."""
+        return self.best.kept
+
+
+def choose_network(
+    searched: SearchedNet,
+    data: Data,
+    latency_table: CostTable | None,
+    *,
+    options: SearchOptions,
+    seed: Seed,
+    measure: Measure | None = None,
+    record: Path | None = None,
+    progress: Progress = silent,
+) -> Chosen:
+    """Proposes, ranks, measures and recalibrates until a measured network fits.
+
+    Args:
+        searched: the trained supernet.
+        data: candidates are ranked on its validation split.
+        latency_table: predicted milliseconds, for comparing with what is measured.
+        options: proposals a round and the most rounds.
+        seed: of the batches that recompute batch norm.
+        measure: on the device; None leaves latency limits to the prediction.
+        record: ``verification.json``; networks measured in it are not measured again.
+        progress: is told as it goes.
+
+    Raises:
+        UsageError: no network of the space keeps the limits.
+    """
+    known = _measured_before(record)
+    seed = seed.child("verify")
+    factor, rounds, factors = 1.0, [], []
+    accuracies: dict[tuple[int, ...], float] = {}
+    best: Candidate | None = None
+    digest = _digest(searched)
+    total = options.rounds * (options.proposals + 1)
+    for number in range(1, options.rounds + 1):
+        choices = _proposals(searched, factor, options.proposals, first=number == 1)
+        if not choices:
+            break
+        for place, choice in enumerate(choices):
+            progress(
+                min(1.0, ((number - 1) * (options.proposals + 1) + place) / total),
+                f"round {number}: candidate {place + 1} of {len(choices)}",
+            )
+            if choice not in accuracies:
+                network = searched.net.extract(choice)
+                recalibrate_norms(network, data, seed)
+                accuracies[choice] = accuracy(network, data, data.validation)
+        architectures = {choice: searched.architecture(choice) for choice in choices}
+        if measure is not None:
+            fresh = {a.hash: a for a in architectures.values() if a.hash not in known}
+            if fresh:
+                progress((number * (options.proposals + 1) - 1) / total,
+                         f"round {number}: measuring {len(fresh)} networks")  # fmt: skip
+                known.update(measure(fresh))
+        candidates = tuple(
+            _judged(
+                choice, architectures[choice], searched, accuracies[choice], latency_table,
+                known.get(architectures[choice].hash), len(choices),
+            )
+            for choice in choices
+        )  # fmt: skip
+        rounds.append(candidates)
+        factors.append(factor)
+        best = _better(best, candidates)
+        if record is not None:
+            _write(record, rounds, factors, best if best.kept else None, digest)
+        if measure is None or latency_table is None:
+            break
+        ratios = [
+            one.measured.latency_ms / one.predicted_ms
+            for row in rounds
+            for one in row
+            if one.measured is not None and one.predicted_ms
+        ]
+        factor = float(np.median(ratios))
+        if best.kept and best.excess > -_SLACK:
+            break
+    if best is None:
+        raise UsageError("search: no network of the space keeps the limits; raise one")
+    progress(1.0, "verified" if best.kept else "no candidate keeps the limits")
+    return Chosen(best, tuple(rounds), tuple(factors))
+
+
+def _proposals(
+    searched: SearchedNet, factor: float, count: int, first: bool
+) -> list[tuple[int, ...]]:
+    tables = [
+        table.scaled(factor) if table.metric == "latency_ms" else table
+        for table in searched.tables
+    ]
+    # Room for the measurement's own interval: the bound, not the estimate, has to fit.
+    limits = [
+        Limit(limit.metric, limit.value * 0.98, limit.text)
+        if limit.metric == "latency_ms"
+        else limit
+        for limit in searched.limits
+    ]
+    try:
+        return select(searched.probabilities, tables, limits, count)
+    except UsageError:
+        if not first:
+            return []
+        # The very smallest network may fit by measurement though not by the narrowed prediction.
+        return select(searched.probabilities, searched.tables, searched.limits, count)
+
+
+def _judged(
+    choice: tuple[int, ...],
+    architecture: Architecture,
+    searched: SearchedNet,
+    validation_accuracy: float,
+    latency_table: CostTable | None,
+    measured: Measurement | None,
+    compared: int,
+) -> Candidate:
+    predicted = latency_table.total(choice) if latency_table else None
+    excess = -1.0
+    for limit in searched.limits:
+        if limit.metric == "madds":
+            bound = float(architecture.madds)
+        elif measured is not None:
+            bound = measured.upper_ms(1 - (1 - _CONFIDENCE) / compared)
+        else:
+            assert predicted is not None
+            bound = predicted
+        excess = max(excess, bound / limit.value - 1)
+    probabilities = searched.probabilities
+    return Candidate(
+        choice=choice,
+        architecture=architecture,
+        log_probability=float(
+            sum(
+                np.log(max(row[index], 1e-12))
+                for row, index in zip(probabilities, choice, strict=True)
+            )
+        ),
+        validation_accuracy=validation_accuracy,
+        madds=architecture.madds,
+        predicted_ms=predicted,
+        measured=measured,
+        kept=excess <= 0,
+        excess=excess,
+    )
+
+
+def _better(best: Candidate | None, candidates: Sequence[Candidate]) -> Candidate:
+    """The most accurate that keeps the limits; while none does, the one nearest to them."""
+
+    def rank(one: Candidate) -> tuple[bool, float, float]:
+        if one.kept:
+            return (True, one.validation_accuracy, one.log_probability)
+        return (False, -one.excess, one.validation_accuracy)
+
+    return max([*([best] if best else []), *candidates], key=rank)
+
+
+def _digest(searched: SearchedNet) -> str:
+    return content_hash(
+        [searched.space.hash, [limit.to_json() for limit in searched.limits]]
+    )
+
+
+def _write(
+    record: Path,
+    rounds: Sequence[Sequence[Candidate]],
+    factors: Sequence[float],
+    best: Candidate | None,
+    digest: str,
+) -> None:
+    write_json(
+        record,
+        {
+            "digest": digest,
+            "rounds": [
+                {
+                    "round": number,
+                    "factor": factor,
+                    "candidates": [one.to_json() for one in row],
+                }
+                for number, (row, factor) in enumerate(zip(rounds, factors, strict=True), 1)
+            ],
+            "chosen": best.architecture.hash if best else None,
+        },
+    )
+
+
+def _measured_before(record: Path | None) -> dict[str, Measurement]:
+    """What an interrupted verification already measured."""
+    from autospace.files import read_document
+
+    if record is None or not record.exists():
+        return {}
+    try:
+        document = read_document(record, "a verification record")
+        return {
+            one["hash"]: Measurement.from_json(one["measured"])
+            for row in document["rounds"]
+            for one in row["candidates"]
+            if one["measured"]
+        }
+    except (InvalidInputError, KeyError, TypeError):
+        return {}

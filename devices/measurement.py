@@ -1,0 +1,371 @@
+"""Measurements as values: raw samples kept, every statistic derived from them.
+
+A shared machine has slow phases of seconds to minutes, so a model is measured in many short visits,
+interleaved with those of other models, and a small sentinel network is timed before and after each.
+The sentinel says how fast the machine was just then.
+
+`latency_ms` is one defined statistic wherever it appears: the latency of the undisturbed device.
+A visit's value is the median of its samples. A visit *accepted* by the sentinel (within
+`ACCEPT_RATIO` of the reference) counts as it is; another is *corrected*, divided by the sentinel's
+slowdown; one during which the sentinel itself changed by more than `STEADY_RATIO` is left out
+unless nothing else is there. With `QUANTILE_VISITS` such visits or more, `latency_ms` is the 10th
+percentile of these values; with fewer, where a low quantile would be luck, it is the median of the
+values all divided by the slowdown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, Self
+
+from devices.errors import InvalidInputError
+from devices.runtimes.base import RuntimeSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+__all__ = [
+    "ACCEPT_RATIO",
+    "QUANTILE_VISITS",
+    "STEADY_RATIO",
+    "Measurement",
+    "Visit",
+    "latency_statistic",
+    "sentinel_reference",
+]
+
+ACCEPT_RATIO = 1.06
+"""A visit within this factor of the sentinel's reference counts as undisturbed."""
+STEADY_RATIO = 1.15
+"""A sentinel that changes by more than this during a visit cannot say how fast the machine was."""
+QUANTILE_VISITS = 8
+"""From so many visits on, the 10th percentile is taken instead of the corrected median."""
+_LOW_QUANTILE = 0.10
+_BOOTSTRAPS = 400
+_FLOOR_AT_8_VISITS = 0.013
+"""Standard error of the logarithm that 8 visits cannot go below on a real machine: the 90th
+percentile of the disagreement of two halves of 8 visits was 3 %, that is 1.3 % for one half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One short stay at a model: its samples, and the sentinel's time just before and after.
+
+    Attributes:
+        samples_ms: milliseconds of each run, warm-up left out; at least one.
+        sentinel_before_ms: median time of the sentinel before the runs.
+        sentinel_after_ms: the same after them.
+
+    Raises:
+        InvalidInputError: there is no sample, or a time is not a positive number.
+    """
+
+    samples_ms: tuple[float, ...]
+    sentinel_before_ms: float
+    sentinel_after_ms: float
+
+    def __post_init__(self) -> None:
+        times = (*self.samples_ms, self.sentinel_before_ms, self.sentinel_after_ms)
+        if not self.samples_ms or not all(math.isfinite(t) and t > 0 for t in times):
+            raise InvalidInputError(
+                "visit: needs at least one sample, and positive finite times; measure again."
+            )
+
+    @property
+    def median_ms(self) -> float:
+        """Median of the samples."""
+        ordered = sorted(self.samples_ms)
+        middle = len(ordered) // 2
+        if len(ordered) % 2:
+            return ordered[middle]
+        return (ordered[middle - 1] + ordered[middle]) / 2
+
+    @property
+    def sentinel_ms(self) -> float:
+        """Geometric mean of the sentinel's two times."""
+        return math.sqrt(self.sentinel_before_ms * self.sentinel_after_ms)
+
+    @property
+    def steady(self) -> bool:
+        """Whether the sentinel was about as fast after the visit as before it."""
+        low, high = sorted((self.sentinel_before_ms, self.sentinel_after_ms))
+        return high <= low * STEADY_RATIO
+
+    def slowdown(self, reference_ms: float) -> float:
+        """How much slower than at its best the machine was; 1.0 is undisturbed."""
+        return self.sentinel_ms / reference_ms
+
+
+def sentinel_reference(times_ms: Sequence[float]) -> float:
+    """What the sentinel takes on the undisturbed device: the 10th percentile of its times.
+
+    Args:
+        times_ms: sentinel times of one series, at least one.
+
+    Raises:
+        InvalidInputError: the series is empty.
+    """
+    if not times_ms:
+        raise InvalidInputError("sentinel series: empty; measure again.")
+    return _quantile(sorted(times_ms), _LOW_QUANTILE)
+
+
+def latency_statistic(
+    values_ms: Sequence[float], slowdowns: Sequence[float], steady: Sequence[bool]
+) -> float:
+    """`latency_ms` of visits, as the module's docstring defines it.
+
+    Args:
+        values_ms: value of each visit, shape `(visits,)`, at least one.
+        slowdowns: slowdown of each visit, same shape.
+        steady: whether the sentinel was steady during each visit, same shape.
+
+    Returns:
+        Milliseconds.
+    """
+    import numpy as np
+
+    return float(
+        _statistic(
+            np.asarray(values_ms, dtype=np.float64)[None],
+            np.asarray(slowdowns, dtype=np.float64)[None],
+            np.asarray(steady, dtype=bool)[None],
+        )[0]
+    )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything known about one model's latency; a value, comparable and JSON-able.
+
+    Attributes:
+        name: what the caller calls the model.
+        visits: at least one.
+        sentinel_reference_ms: the sentinel's time on the undisturbed device.
+        runtime: name of the runtime.
+        runtime_version: its version.
+        settings: threads, precision and batch.
+        simulated: whether the times were computed instead of measured.
+
+    Raises:
+        InvalidInputError: there is no visit, or the reference is not positive.
+    """
+
+    name: str
+    visits: tuple[Visit, ...]
+    sentinel_reference_ms: float
+    runtime: str
+    runtime_version: str
+    settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.visits:
+            raise InvalidInputError(f"measurement {self.name!r}: has no visits; measure again.")
+        if not (math.isfinite(self.sentinel_reference_ms) and self.sentinel_reference_ms > 0):
+            raise InvalidInputError(
+                f"measurement {self.name!r}: sentinel reference {self.sentinel_reference_ms} must "
+                "be positive; measure again."
+            )
+
+    @cached_property
+    def latency_ms(self) -> float:
+        """Latency of the undisturbed device; see the module's docstring."""
+        return latency_statistic(*self._columns)
+
+    @property
+    def p50_ms(self) -> float:
+        """Median of all samples as seen, disturbance included."""
+        return _quantile(self._sorted_samples, 0.50)
+
+    @property
+    def p90_ms(self) -> float:
+        """90th percentile of all samples as seen, disturbance included."""
+        return _quantile(self._sorted_samples, 0.90)
+
+    @property
+    def p99_ms(self) -> float:
+        """99th percentile of all samples as seen, disturbance included."""
+        return _quantile(self._sorted_samples, 0.99)
+
+    @property
+    def low_ms(self) -> float:
+        """Lower end of the two-sided 90 % interval of `latency_ms`."""
+        return self._bound(-NormalDist().inv_cdf(0.95))
+
+    @property
+    def high_ms(self) -> float:
+        """Upper end of the two-sided 90 % interval of `latency_ms`."""
+        return self._bound(NormalDist().inv_cdf(0.95))
+
+    def upper_ms(self, confidence: float = 0.95) -> float:
+        """One-sided upper bound of `latency_ms`.
+
+        Args:
+            confidence: between 0.5 and 1; for the smallest of k candidates give 1 - 0.05 / k.
+
+        Raises:
+            InvalidInputError: the confidence is out of range.
+        """
+        if not 0.5 <= confidence < 1:
+            raise InvalidInputError(
+                f"confidence {confidence}: must be at least 0.5 and below 1; give 0.95, say."
+            )
+        return self._bound(NormalDist().inv_cdf(confidence))
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range of the corrected visits over their median; 0 with one visit."""
+        values, slowdowns, _ = self._columns
+        corrected = sorted(v / s for v, s in zip(values, slowdowns, strict=True))
+        return (_quantile(corrected, 0.75) - _quantile(corrected, 0.25)) / _quantile(corrected, 0.5)
+
+    @cached_property
+    def repeatability(self) -> float | None:
+        """How far two disjoint halves of the visits disagree on `latency_ms`, as a fraction.
+
+        None with fewer than four visits.
+        """
+        if len(self.visits) < 4:
+            return None
+        values, slowdowns, steady = self._columns
+        halves = [latency_statistic(values[i::2], slowdowns[i::2], steady[i::2]) for i in (0, 1)]
+        return math.exp(abs(math.log(halves[0] / halves[1]))) - 1
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the sentinel accepted fewer than a quarter of the visits."""
+        _, slowdowns, steady = self._columns
+        accepted = sum(ok and s <= ACCEPT_RATIO for s, ok in zip(slowdowns, steady, strict=True))
+        return accepted * 4 < len(self.visits)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: the derived figures for people, and the raw samples."""
+        return {
+            "name": self.name,
+            "runtime": self.runtime,
+            "runtime_version": self.runtime_version,
+            "settings": self.settings.to_json(),
+            "simulated": self.simulated,
+            "latency_ms": self.latency_ms,
+            "low_ms": self.low_ms,
+            "high_ms": self.high_ms,
+            "p50_ms": self.p50_ms,
+            "p90_ms": self.p90_ms,
+            "p99_ms": self.p99_ms,
+            "spread": self.spread,
+            "repeatability": self.repeatability,
+            "disturbed": self.disturbed,
+            "sentinel_reference_ms": self.sentinel_reference_ms,
+            "visits": [
+                {
+                    "samples_ms": list(visit.samples_ms),
+                    "sentinel_before_ms": visit.sentinel_before_ms,
+                    "sentinel_after_ms": visit.sentinel_after_ms,
+                }
+                for visit in self.visits
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The measurement from what `to_json` gave; derived figures are computed anew.
+
+        Raises:
+            InvalidInputError: a field is missing or breaks its rule.
+        """
+        try:
+            return cls(
+                name=str(data["name"]),
+                visits=tuple(
+                    Visit(
+                        tuple(float(x) for x in visit["samples_ms"]),
+                        float(visit["sentinel_before_ms"]),
+                        float(visit["sentinel_after_ms"]),
+                    )
+                    for visit in data["visits"]
+                ),
+                sentinel_reference_ms=float(data["sentinel_reference_ms"]),
+                runtime=str(data["runtime"]),
+                runtime_version=str(data["runtime_version"]),
+                settings=RuntimeSettings.from_json(data["settings"]),
+                simulated=bool(data["simulated"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInputError(
+                "measurement: fields are missing or unreadable; measure again."
+            ) from error
+
+    @cached_property
+    def standard_error(self) -> float:
+        """Standard error of the logarithm of `latency_ms`, from a bootstrap over the visits.
+
+        On a real machine never below what was seen between two halves of as many visits: a few
+        visits that agree by luck prove little.
+        """
+        import numpy as np
+
+        count = len(self.visits)
+        values, slowdowns, steady = (np.asarray(column) for column in self._columns)
+        picks = np.random.default_rng(0).integers(0, count, size=(_BOOTSTRAPS, count))
+        replicas = _statistic(values[picks], slowdowns[picks], steady[picks])
+        floor = 0.0 if self.simulated else _FLOOR_AT_8_VISITS * math.sqrt(QUANTILE_VISITS / count)
+        return math.hypot(float(np.log(replicas).std()), floor)
+
+    @cached_property
+    def _columns(self) -> tuple[list[float], list[float], list[bool]]:
+        return (
+            [visit.median_ms for visit in self.visits],
+            [visit.slowdown(self.sentinel_reference_ms) for visit in self.visits],
+            [visit.steady for visit in self.visits],
+        )
+
+    @cached_property
+    def _sorted_samples(self) -> list[float]:
+        return sorted(sample for visit in self.visits for sample in visit.samples_ms)
+
+    def _bound(self, deviations: float) -> float:
+        return self.latency_ms * math.exp(deviations * self.standard_error)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Linear interpolation between the sorted values, as numpy does it by default."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def _statistic(values: Array, slowdowns: Array, steady: npt.NDArray[np.bool_]) -> Array:
+    """`latency_statistic` of each row; shapes `(rows, visits)` in, `(rows,)` out."""
+    import numpy as np
+
+    usable = np.where(steady.any(axis=1, keepdims=True), steady, True)
+    corrected = values / slowdowns
+    accepted = (slowdowns <= ACCEPT_RATIO) & (slowdowns >= 1 / ACCEPT_RATIO)
+    adjusted = np.where(accepted, values, corrected)
+    return np.where(
+        usable.sum(axis=1) < QUANTILE_VISITS,
+        _row_quantile(corrected, usable, 0.5),
+        _row_quantile(adjusted, usable, _LOW_QUANTILE),
+    )
+
+
+def _row_quantile(values: Array, usable: npt.NDArray[np.bool_], share: float) -> Array:
+    """Quantile of each row over its usable values, of which there is at least one."""
+    import numpy as np
+
+    ordered = np.sort(np.where(usable, values, np.inf), axis=1)
+    place = share * (usable.sum(axis=1) - 1)
+    below = np.floor(place).astype(np.intp)
+    above = np.ceil(place).astype(np.intp)
+    rows = np.arange(len(ordered))
+    start = ordered[rows, below]
+    return np.asarray(start + (ordered[rows, above] - start) * (place - below))

@@ -1,0 +1,223 @@
+"""ONNX Runtime on this machine's processor.
+
+The graph is optimised once, at the highest level, and written out by the runtime itself
+(`optimized_model_filepath`). Every later load takes that graph with all optimisation switched off:
+it runs equally fast (the fusions are in the file) and loads quicker. Times of single nodes come
+from the runtime's own profiler (`enable_profiling`), whole milliseconds from a clock around `run`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from devices.errors import InvalidInputError, UnavailableError
+from devices.onnx_files import (
+    fix_shapes,
+    input_specs,
+    name_nodes,
+    one_line,
+    parse_onnx,
+    random_inputs,
+)
+from devices.runtimes.base import (
+    NOT_INSTALLED,
+    CompiledGraph,
+    CompiledModel,
+    NodeTiming,
+    Runtime,
+    RuntimeSettings,
+    RuntimeStatus,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["OnnxRuntime", "OnnxRuntimeModel"]
+
+_PROVIDERS = ("CPUExecutionProvider",)
+_FATAL_ONLY = 4
+_KERNEL_TIME = "_kernel_time"
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime with its CPU provider."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def status(self) -> RuntimeStatus:
+        """Usable when the package is installed; importing it is left for later."""
+        try:
+            version: str | None = package_version("onnxruntime")
+        except PackageNotFoundError:
+            version = None
+        return RuntimeStatus(
+            name=self.name,
+            usable=version is not None,
+            version=version,
+            reason=None if version else NOT_INSTALLED,
+            install=None if version else "pip install onnxruntime",
+            precisions=("fp32",),
+            per_op_times=True,
+            source=self.source,
+        )
+
+    def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
+        """Optimises with `ORT_ENABLE_ALL` and reads back the graph that the runtime wrote.
+
+        Raises:
+            InvalidInputError: the model is unreadable, has dynamic dimensions, or is refused.
+            UnavailableError: the package or the precision is not available.
+        """
+        status = self.require(settings)
+        ort = _import()
+        proto = name_nodes(fix_shapes(parse_onnx(model), settings.batch))
+        with tempfile.TemporaryDirectory(prefix="autospace-ort-") as folder:
+            target = Path(folder) / "optimised.onnx"
+            options = _options(settings)
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+            options.optimized_model_filepath = str(target)
+            session = _session(proto.SerializeToString(), options)
+            outputs = tuple(value.name for value in session.get_outputs())
+            del session
+            data = _with_unique_names(target.read_bytes())
+        return CompiledGraph(
+            runtime=self.name,
+            version=status.version or "",
+            data=data,
+            inputs=input_specs(proto),
+            outputs=outputs,
+        )
+
+    def load(self, compiled: CompiledGraph, settings: RuntimeSettings) -> OnnxRuntimeModel:
+        """Loads the optimised graph as it is, without optimising again.
+
+        Raises:
+            InvalidInputError: the graph is another runtime's, or is refused.
+            UnavailableError: the package is not installed.
+        """
+        self.require(settings)
+        self.check_compiled(compiled)
+        return OnnxRuntimeModel(compiled, settings)
+
+
+class OnnxRuntimeModel(CompiledModel):
+    """One inference session; a second one, with the profiler on, lives only inside `profile`."""
+
+    def __init__(self, compiled: CompiledGraph, settings: RuntimeSettings) -> None:
+        """Opens the session.
+
+        Args:
+            compiled: from `OnnxRuntime.compile`.
+            settings: threads, precision, batch.
+        """
+        self._compiled = compiled
+        self._settings = settings
+        self._feed = random_inputs(compiled.inputs)
+        self._session: Any = _session(compiled.data, _reload_options(settings))
+
+    def run(self, count: int) -> list[float]:
+        """Times `count` runs; see the base class."""
+        run, feed = self._open().run, self._feed
+        times_ms = []
+        with _refusals("model"):
+            for _ in range(count):
+                start = perf_counter()
+                run(None, feed)
+                times_ms.append((perf_counter() - start) * 1e3)
+        return times_ms
+
+    def profile(self, count: int) -> dict[str, NodeTiming]:
+        """Times each node in `count` runs of a session of its own; see the base class."""
+        self._open()
+        with tempfile.TemporaryDirectory(prefix="autospace-ort-") as folder:
+            options = _reload_options(self._settings)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = _session(self._compiled.data, options)
+            with _refusals("model"):
+                for _ in range(count + 1):
+                    session.run(None, self._feed)
+            events = json.loads(Path(session.end_profiling()).read_bytes())
+        return _node_timings(events)
+
+    def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
+        """Runs once; see the base class."""
+        session = self._open()
+        with _refusals(f"inputs {sorted(inputs)}"):
+            return list(session.run(None, dict(inputs)))
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+
+    def _open(self) -> Any:
+        if self._session is None:
+            raise UnavailableError("model: already closed; load it again.")
+        return self._session
+
+
+def _import() -> Any:
+    import onnxruntime
+
+    return onnxruntime
+
+
+def _options(settings: RuntimeSettings) -> Any:
+    ort = _import()
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Idle workers of one session would otherwise spin on the cores that the next one is timed on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _reload_options(settings: RuntimeSettings) -> Any:
+    options = _options(settings)
+    options.graph_optimization_level = _import().GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _session(model: bytes, options: Any) -> Any:
+    with _refusals("model"):
+        return _import().InferenceSession(model, options, providers=list(_PROVIDERS))
+
+
+@contextmanager
+def _refusals(subject: str) -> Iterator[None]:
+    """Turns what the runtime raises into one line; a wrong shape shows only when it runs."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise InvalidInputError(f"{subject}: onnxruntime refused ({one_line(error)}).") from error
+
+
+def _with_unique_names(data: bytes) -> bytes:
+    proto = parse_onnx(data)
+    named = name_nodes(proto)
+    return data if named is proto else named.SerializeToString()
+
+
+def _node_timings(events: list[dict[str, Any]]) -> dict[str, NodeTiming]:
+    """Times by node from a profile; the first run warms up and is dropped."""
+    samples: dict[str, list[float]] = {}
+    ops: dict[str, str] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") != "Node" or not name.endswith(_KERNEL_TIME):
+            continue
+        node = name.removesuffix(_KERNEL_TIME)
+        ops[node] = str(event["args"].get("op_name", ""))
+        samples.setdefault(node, []).append(float(event["dur"]) / 1e3)
+    return {node: NodeTiming(ops[node], tuple(times[1:])) for node, times in samples.items()}

@@ -1,0 +1,687 @@
+"""Kernels, read from the graph that the runtime really runs instead of guessed from rules.
+
+A runtime fuses, reorders and renames. What it then executes, one node of its compiled graph, is a
+*kernel*: a convolution with its bias, activation and residual add, a layout change, a pooling. To
+say which layer of a network a kernel's time belongs to, every kernel also carries the names of the
+nodes of the *original* model that it does the work of.
+
+The two graphs are matched by tensors. A compiled node's output equals some tensor of the original;
+the nodes between that tensor and the kernel's inputs are the ones it covers. Most tensors keep
+their names; ONNX Runtime's blocked convolutions are called after the original tensor plus
+``_nchwc``; the few others are found by walking forward from the inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+from devices.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["FAMILIES", "Kernel", "KernelGraph", "KernelNode"]
+
+Shape = tuple[int, ...]
+
+FAMILIES = (
+    "conv_dense",
+    "conv_pointwise",
+    "conv_depthwise",
+    "conv_grouped",
+    "gemm",
+    "pool",
+    "global_pool",
+    "elementwise",
+    "activation",
+    "concat",
+    "reorder",
+    "reshape",
+    "normalisation",
+    "reduction",
+    "split",
+    "other",
+)
+"""Kinds of kernels; each has a roofline and a regressor of its own."""
+
+_CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv"}
+_FAMILY_OF_OP = {
+    **dict.fromkeys(("Gemm", "FusedGemm", "MatMul", "FusedMatMul"), "gemm"),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), "pool"),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), "global_pool"),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Pow"), "elementwise"),
+    **dict.fromkeys(
+        (
+            "Relu",
+            "Clip",
+            "LeakyRelu",
+            "PRelu",
+            "Elu",
+            "Sigmoid",
+            "HardSigmoid",
+            "HardSwish",
+            "Tanh",
+            "QuickGelu",
+            "Gelu",
+            "FastGelu",
+            "BiasGelu",
+            "Erf",
+            "Softmax",
+            "Exp",
+            "Sqrt",
+        ),
+        "activation",
+    ),
+    "Concat": "concat",
+    **dict.fromkeys(("ReorderInput", "ReorderOutput", "Transpose"), "reorder"),
+    **dict.fromkeys(
+        ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast"), "reshape"
+    ),
+    **dict.fromkeys(
+        ("BatchNormalization", "LayerNormalization", "InstanceNormalization"), "normalisation"
+    ),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), "reduction"),
+    **dict.fromkeys(("Split", "Slice", "Gather"), "split"),
+}
+_ACTIVATIONS = {
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "Elu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Tanh",
+    "Mul",
+}
+_ELEMENT_BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+_NCHWC_DOMAIN = "com.microsoft.nchwc"
+_NCHWC_SUFFIX = "_nchwc"
+# Attributes with a field of their own, or without influence on the time.
+_SEEN_ATTRIBUTES = {
+    "kernel_shape",
+    "strides",
+    "dilations",
+    "pads",
+    "group",
+    "activation",
+    "activation_params",
+    "auto_pad",
+    "channels",
+    "alpha",
+    "beta",
+    "epsilon",
+    "momentum",
+    "training_mode",
+    "storage_order",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One operation as the runtime executes it; hashable, the key of the latency table.
+
+    Attributes:
+        family: one of `FAMILIES`.
+        op: operation as the compiled graph calls it, with the last part of its domain in front
+            when that is not ONNX's own, such as "nchwc.Conv".
+        inputs: shapes of the data inputs (weights left out), logical channels, batch first.
+        outputs: shapes of the outputs.
+        weights: shapes of the constant inputs, as the runtime keeps them (blocked layouts may be
+            padded).
+        kernel: window of a convolution or pooling, else empty.
+        strides: of the window.
+        dilations: of the window.
+        pads: of the window, begins then ends.
+        groups: of a convolution, else 1.
+        activation: fused into the kernel, or "".
+        fused_add: whether a residual is added in the kernel.
+        dtype: numpy name of the output's element type.
+        attributes: the operation's other small attributes as JSON text, or "".
+    """
+
+    family: str
+    op: str
+    inputs: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+    weights: tuple[Shape, ...] = ()
+    kernel: Shape = ()
+    strides: Shape = ()
+    dilations: Shape = ()
+    pads: Shape = ()
+    groups: int = 1
+    activation: str = ""
+    fused_add: bool = False
+    dtype: str = "float32"
+    attributes: str = ""
+
+    @property
+    def output(self) -> Shape:
+        """Shape of the first output."""
+        return self.outputs[0] if self.outputs else ()
+
+    @property
+    def madds(self) -> int:
+        """Multiply-adds of convolution and matrix product; 0 for anything else."""
+        if self.family.startswith("conv_") and self.weights:
+            channels_in = self.inputs[0][1] if self.inputs and len(self.inputs[0]) > 1 else 1
+            taps = math.prod(self.kernel) * max(channels_in // max(self.groups, 1), 1)
+            return math.prod(self.output) * taps
+        if self.family == "gemm" and self.inputs and self.inputs[0]:
+            return math.prod(self.output) * self._inner()
+        return 0
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: two a multiply-add, else one for each element touched."""
+        if self.madds:
+            extra = math.prod(self.output) * (bool(self.activation) + self.fused_add)
+            return 2 * self.madds + extra
+        touched = max((math.prod(s) for s in (*self.inputs, *self.outputs)), default=0)
+        if self.family == "pool":
+            return math.prod(self.output) * max(math.prod(self.kernel), 1)
+        if self.family in ("reshape", "reorder", "concat", "split"):
+            return 0
+        return touched
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of the data inputs."""
+        return self._size * sum(math.prod(shape) for shape in self.inputs)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of the outputs."""
+        return self._size * sum(math.prod(shape) for shape in self.outputs)
+
+    @property
+    def bytes_weights(self) -> int:
+        """Bytes of the constant inputs."""
+        return self._size * sum(math.prod(shape) for shape in self.weights)
+
+    @property
+    def signature(self) -> str:
+        """The kernel as one stable line; equal kernels and only those have equal signatures."""
+
+        def shapes(many: Iterable[Shape]) -> str:
+            return ",".join("x".join(map(str, shape)) or "scalar" for shape in many)
+
+        parts = [self.family, self.op, f"{shapes(self.inputs)}>{shapes(self.outputs)}"]
+        parts.append(f"w{shapes(self.weights)}")
+        for letter, values in zip(
+            "ksdp", (self.kernel, self.strides, self.dilations, self.pads), strict=True
+        ):
+            parts.append(f"{letter}{'x'.join(map(str, values))}")
+        parts += [f"g{self.groups}", self.activation, "add" if self.fused_add else ""]
+        return "|".join((*parts, self.dtype, self.attributes))
+
+    def to_json(self) -> dict[str, Any]:
+        """The kernel as a JSON object."""
+        return {
+            name: [list(shape) for shape in value]
+            if name in ("inputs", "outputs", "weights")
+            else list(value)
+            if isinstance(value, tuple)
+            else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The kernel from what `to_json` gave.
+
+        Raises:
+            InvalidInputError: a field is missing, unknown or of the wrong type.
+        """
+        try:
+            values = {field.name: data[field.name] for field in fields(cls)}
+            for name in ("inputs", "outputs", "weights"):
+                values[name] = tuple(tuple(int(n) for n in shape) for shape in values[name])
+            for name in ("kernel", "strides", "dilations", "pads"):
+                values[name] = tuple(int(n) for n in values[name])
+            values["groups"] = int(values["groups"])
+            values["fused_add"] = bool(values["fused_add"])
+            for name in ("family", "op", "activation", "dtype", "attributes"):
+                values[name] = str(values[name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"kernel: field {error} is missing or unreadable; profile the device again."
+            ) from error
+        if values["family"] not in FAMILIES:
+            raise InvalidInputError(
+                f"kernel family {values['family']!r}: unknown; profile the device again."
+            )
+        return cls(**values)
+
+    @property
+    def _size(self) -> int:
+        return _ELEMENT_BYTES.get(self.dtype, 4)
+
+    def _inner(self) -> int:
+        """Summed dimension of a matrix product, from the input and the weights or second input."""
+        options = json.loads(self.attributes) if self.attributes else {}
+        return self.inputs[0][0 if options.get("transA") else -1]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNode:
+    """A kernel at its place in a network.
+
+    Attributes:
+        kernel: what is executed.
+        name: of the node in the compiled graph; profiler times carry it.
+        nodes: names of the original model's nodes that it does the work of, the heaviest first
+            (convolution, matrix product), then in the original's order; never empty. A node without
+            a name goes by its first output. A layout change belongs to the node it is done for.
+    """
+
+    kernel: Kernel
+    name: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KernelGraph:
+    """The kernels of one network in the order of execution.
+
+    Attributes:
+        kernels: at least one.
+    """
+
+    kernels: tuple[KernelNode, ...]
+
+    @cached_property
+    def signatures(self) -> tuple[str, ...]:
+        """Signature of each kernel, in order."""
+        return tuple(node.kernel.signature for node in self.kernels)
+
+    @classmethod
+    def from_compiled(cls, original: onnx.ModelProto, compiled: bytes) -> Self:
+        """Reads the kernels of a compiled ONNX graph.
+
+        Args:
+            original: the model before compilation, with fixed shapes (see
+                `devices.onnx_files.fix_shapes`).
+            compiled: what the runtime's `compile` gave as `data`.
+
+        Raises:
+            InvalidInputError: one of the two is not a readable ONNX graph.
+        """
+        from devices.onnx_files import parse_onnx
+
+        return cls(tuple(_Reader(original, parse_onnx(compiled, "compiled graph")).kernels()))
+
+
+class _Original:
+    """The original model's nodes and tensors, indexed."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        from devices.onnx_files import name_nodes
+
+        model = name_nodes(model)
+        self.nodes = list(model.graph.node)
+        self.position = {node.name: i for i, node in enumerate(self.nodes)}
+        self.by_name = {node.name: node for node in self.nodes}
+        self.producer = {out: node for node in self.nodes for out in node.output if out}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                self.consumers.setdefault(name, []).append(node)
+        self.constants = {tensor.name for tensor in model.graph.initializer}
+        # What is computed from weights alone is folded away and takes no time.
+        self.folded: set[str] = set()
+        for node in self.nodes:
+            if all(name in self.constants for name in node.input if name):
+                self.folded.add(node.name)
+                self.constants.update(node.output)
+        self.shapes, self.dtypes = _inferred(model)
+        self.tensors = {*self.producer, *(value.name for value in model.graph.input)}
+
+    def data_inputs(self, node: onnx.NodeProto) -> list[str]:
+        return [name for name in node.input if name and name not in self.constants]
+
+
+class _Reader:
+    """Matches a compiled graph to its original, one compiled node after the other."""
+
+    def __init__(self, original: onnx.ModelProto, compiled: onnx.ModelProto) -> None:
+        import onnx
+
+        self.original = _Original(original)
+        self.nodes = list(compiled.graph.node)
+        self.weights: dict[str, Shape] = {
+            tensor.name: tuple(tensor.dims) for tensor in compiled.graph.initializer
+        }
+        self.weight_dtypes = {
+            t.name: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).name
+            for t in compiled.graph.initializer
+        }
+        self.consumers: dict[str, list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(index)
+        # Compiled tensor -> the original tensor that has the same values.
+        self.equal = {v.name: v.name for v in compiled.graph.input if v.name not in self.weights}
+        self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, str] = {}
+        self.claimed: set[str] = set()
+        for value in compiled.graph.input:
+            if value.name in self.original.shapes:
+                self._set_shape(value.name, value.name)
+        self.ends = self._known_ends()
+
+    def kernels(self) -> list[KernelNode]:
+        covered: list[list[str]] = []
+        kernels: list[Kernel] = []
+        for node in self.nodes:
+            attributes = _attributes(node)
+            inputs = [name for name in node.input if name and name not in self.weights]
+            if node.op_type in ("ReorderInput", "ReorderOutput"):
+                names: list[str] = []
+                self._pass_on(node.input[0], node.output[0])
+            else:
+                names = self._cover(node, attributes, inputs)
+            kernels.append(self._kernel(node, attributes, inputs))
+            covered.append(names)
+        self._attribute_the_rest(covered)
+        return [
+            KernelNode(kernel, node.name or node.output[0], tuple(names))
+            for kernel, node, names in zip(kernels, self.nodes, covered, strict=True)
+        ]
+
+    # -- which original nodes a compiled node stands for
+
+    def _cover(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any], inputs: Sequence[str]
+    ) -> list[str]:
+        """Names of the original nodes that this one covers; notes what its outputs equal."""
+        stops = {self.equal[name] for name in inputs if name in self.equal}
+        end = self._end_tensor(node, attributes, stops)
+        for index, output in enumerate(node.output):
+            if output in self.original.tensors:
+                self._set_shape(output, output)
+            elif index == 0 and end is not None:
+                self._set_shape(output, end)
+        if end is None or end not in self.original.producer:
+            self._infer_shape(node, attributes, inputs)
+            return []
+        if node.output and node.output[0] not in self.shapes:
+            self._infer_shape(node, attributes, inputs)
+        names = self._between(end, stops)
+        if not names:
+            names = [self.original.producer[end].name]
+        self.claimed.update(names)
+        return sorted(names, key=self._weight)
+
+    def _end_tensor(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any], stops: set[str]
+    ) -> str | None:
+        """The original tensor that the node's first output equals."""
+        original = self.original
+        if node.output and node.output[0] in original.producer:
+            return str(node.output[0])
+        if node.output and node.output[0] in self.ends:
+            return self.ends[node.output[0]]
+        start = self._named_tensor(node) or self._next_tensor(node, stops)
+        if start is None:
+            return None
+        # The name tells where the fused chain begins; its end follows from what was fused.
+        path = {original.by_name[name].op_type for name in self._between(start, stops)}
+        if node.op_type in _CONVOLUTIONS and len(node.input) > 3 and node.input[3]:
+            residual = self.equal.get(node.input[3])
+            if not path & {"Add", "Sum"}:
+                start = self._step(start, {"Add", "Sum"}, residual) or start
+                path.add("Add")
+        activation = attributes.get("activation", "")
+        if activation and not path & _ACTIVATIONS:
+            start = self._step(start, {activation}, None) or start
+        return start
+
+    def _known_ends(self) -> dict[str, str]:
+        """Compiled tensors that their consumers give away: what a reorder or convolution reads."""
+        ends: dict[str, str] = {}
+        for node in self.nodes:
+            if node.op_type in ("ReorderInput", "ReorderOutput"):
+                if node.output[0] in self.original.producer:
+                    ends[node.input[0]] = node.output[0]
+            elif node.op_type in _CONVOLUTIONS:
+                convolution = self._convolution_behind(self._named_tensor(node))
+                if convolution is not None and convolution.input[0] in self.original.producer:
+                    ends[node.input[0]] = convolution.input[0]
+        return ends
+
+    def _convolution_behind(self, tensor: str | None) -> onnx.NodeProto | None:
+        """The convolution that a fused chain ending in this tensor begins with."""
+        for _ in range(4):
+            node = self.original.producer.get(tensor or "")
+            if node is None or node.op_type == "Conv":
+                return node
+            if node.op_type not in _ACTIVATIONS and node.op_type != "BatchNormalization":
+                return None
+            tensor = node.input[0]
+        return None
+
+    def _named_tensor(self, node: onnx.NodeProto) -> str | None:
+        """The original tensor that the node's own name points to."""
+        original, name = self.original, node.name
+        if name.endswith(_NCHWC_SUFFIX) and name.removesuffix(_NCHWC_SUFFIX) in original.producer:
+            return str(name.removesuffix(_NCHWC_SUFFIX))
+        if name in original.by_name:
+            return str(original.by_name[name].output[0])
+        # Fusions put their own name behind that of the node they replace.
+        cut = name
+        while "/" in cut:
+            cut = cut.rpartition("/")[0]
+            if cut in original.by_name:
+                return str(original.by_name[cut].output[0])
+        return None
+
+    def _next_tensor(self, node: onnx.NodeProto, stops: set[str]) -> str | None:
+        """Output of the first original node after the inputs that does what this one does."""
+        original = self.original
+        # The runtime writes hard-swish out as a product where it cannot fuse it.
+        wanted = {"QuickGelu": {"Mul"}, "Gelu": {"Mul"}, "Mul": {"Mul", "HardSwish"}}
+        wanted |= {"FusedConv": {"Conv"}, "FusedGemm": {"Gemm"}, "FusedMatMul": {"MatMul"}}
+        ops = wanted.get(node.op_type, {node.op_type})
+        frontier, seen = sorted(stops), set(stops)
+        for _ in range(3):
+            following = [n for name in frontier for n in original.consumers.get(name, ())]
+            for candidate in following:
+                if candidate.op_type in ops and candidate.name not in self.claimed:
+                    return str(candidate.output[0])
+            frontier = [out for n in following for out in n.output if out not in seen]
+            seen.update(frontier)
+        return None
+
+    def _step(self, tensor: str, ops: set[str], other: str | None) -> str | None:
+        """Output of the original node of one of these operations that takes the tensor."""
+        for _ in range(3):
+            consumers = self.original.consumers.get(tensor, [])
+            for node in consumers:
+                if node.op_type in ops and (other is None or other in node.input):
+                    return str(node.output[0])
+            passing = [n for n in consumers if n.op_type in ("Identity", "Dropout", "Cast")]
+            if not passing:
+                return None
+            tensor = passing[0].output[0]
+        return None
+
+    def _between(self, end: str, stops: set[str]) -> list[str]:
+        """Original nodes behind a tensor, up to the stops and to what other kernels cover."""
+        original, names, open_tensors = self.original, [], [end]
+        seen = set(stops) if end not in stops else set()
+        while open_tensors:
+            tensor = open_tensors.pop()
+            node = original.producer.get(tensor)
+            if tensor in seen or node is None:
+                continue
+            seen.add(tensor)
+            if node.name in self.claimed | original.folded or node.name in names:
+                continue
+            names.append(node.name)
+            open_tensors.extend(original.data_inputs(node))
+        return names
+
+    def _weight(self, name: str) -> tuple[int, int]:
+        """Sort key: matrix work first, then the original's order."""
+        heavy = self.original.by_name[name].op_type in ("Conv", "Gemm", "MatMul")
+        return (0 if heavy else 1, self.original.position[name])
+
+    def _attribute_the_rest(self, covered: list[list[str]]) -> None:
+        """Gives layout changes to the kernel they are done for, and leaves none without a node."""
+        for index in reversed(range(len(self.nodes))):
+            if covered[index]:
+                continue
+            node = self.nodes[index]
+            for output in node.output:
+                for consumer in self.consumers.get(output, ()):
+                    if covered[consumer] and not covered[index]:
+                        covered[index] = covered[consumer][:1]
+        producer = {out: i for i, node in enumerate(self.nodes) for out in node.output}
+        for index, node in enumerate(self.nodes):
+            for name in node.input:
+                if not covered[index] and name in producer and covered[producer[name]]:
+                    covered[index] = covered[producer[name]][:1]
+            if not covered[index]:
+                covered[index] = [self.original.nodes[0].name]
+
+    # -- shapes
+
+    def _set_shape(self, compiled: str, original: str) -> None:
+        self.equal[compiled] = original
+        if original in self.original.shapes:
+            self.shapes[compiled] = self.original.shapes[original]
+            self.dtypes[compiled] = self.original.dtypes[original]
+
+    def _pass_on(self, source: str, target: str) -> None:
+        for table in (self.equal, self.shapes, self.dtypes):
+            if source in table:
+                table[target] = table[source]  # type: ignore[assignment]
+
+    def _infer_shape(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any], inputs: Sequence[str]
+    ) -> None:
+        """Shape of an output that equals no tensor of the original: by the operation itself."""
+        known = [self.shapes[name] for name in inputs if name in self.shapes]
+        known += [self.weights[name] for name in node.input if name in self.weights]
+        if not known:
+            return
+        shape = known[0]
+        if node.op_type == "Transpose" and len(attributes.get("perm", ())) == len(shape):
+            shape = tuple(shape[axis] for axis in attributes["perm"])
+        elif node.op_type in ("Add", "Mul", "Sub", "Div"):
+            shape = max(known, key=math.prod)
+        elif node.op_type in _CONVOLUTIONS and len(shape) == 4:
+            shape = _convolved(shape, self.weights.get(node.input[1], (shape[1],))[0], attributes)
+        for output in node.output:
+            self.shapes.setdefault(output, shape)
+            self.dtypes.setdefault(output, self.dtypes.get(inputs[0], "float32") if inputs else "")
+
+    # -- the kernel itself
+
+    def _kernel(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any], inputs: Sequence[str]
+    ) -> Kernel:
+        domain = node.domain.rpartition(".")[2]
+        weights = tuple(self.weights[name] for name in node.input if name in self.weights)
+        shapes = tuple(self.shapes.get(name, ()) for name in inputs)
+        outputs = tuple(self.shapes.get(name, ()) for name in node.output if name)
+        is_convolution = node.op_type in _CONVOLUTIONS
+        window = tuple(attributes.get("kernel_shape", ()))
+        if is_convolution and not window and weights:
+            window = weights[0][2:]
+        # A window's values that are left out mean one (strides, dilations) and nothing (pads).
+        ones, zeros = (1,) * len(window), (0,) * (2 * len(window))
+        groups = int(attributes.get("group", 1))
+        rest = {
+            key: value
+            for key, value in sorted(attributes.items())
+            if key not in _SEEN_ATTRIBUTES and not isinstance(value, bytes)
+        }
+        return Kernel(
+            family=_family(node.op_type, window, groups, shapes),
+            op=f"{domain}.{node.op_type}" if domain else node.op_type,
+            inputs=shapes,
+            outputs=outputs,
+            weights=weights,
+            kernel=window,
+            strides=tuple(attributes.get("strides", ones)),
+            dilations=tuple(attributes.get("dilations", ones)),
+            pads=tuple(attributes.get("pads", zeros)),
+            groups=groups,
+            activation=str(attributes.get("activation", "")),
+            fused_add=is_convolution and len(node.input) > 3 and bool(node.input[3]),
+            dtype=self._dtype(node),
+            attributes=json.dumps(rest, sort_keys=True, separators=(",", ":")) if rest else "",
+        )
+
+    def _dtype(self, node: onnx.NodeProto) -> str:
+        for name in (*node.output, *node.input):
+            found = self.dtypes.get(name) or self.weight_dtypes.get(name)
+            if found:
+                return found
+        return "float32"
+
+
+def _family(op: str, window: Shape, groups: int, inputs: Sequence[Shape]) -> str:
+    if op not in _CONVOLUTIONS:
+        return _FAMILY_OF_OP.get(op, "other")
+    channels = inputs[0][1] if inputs and len(inputs[0]) > 1 else 1
+    if groups > 1:
+        return "conv_depthwise" if groups == channels else "conv_grouped"
+    return "conv_pointwise" if math.prod(window) == 1 else "conv_dense"
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes as plain values: text decoded, sequences as lists, tensors and graphs left out."""
+    import onnx
+
+    values: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            values[attribute.name] = value.decode("utf-8", errors="replace")
+        elif isinstance(value, int | float | str):
+            values[attribute.name] = value
+        elif isinstance(value, Sequence) or hasattr(value, "__iter__"):
+            numbers = list(value)
+            if all(isinstance(item, int | float) for item in numbers) and len(numbers) <= 16:
+                values[attribute.name] = numbers
+    return values
+
+
+def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, str]]:
+    """Shape and element type of each tensor for which ONNX's inference finds fixed ones."""
+    import onnx
+
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        pass  # unknown shapes are inferred from the compiled graph, or left open
+    shapes: dict[str, Shape] = {}
+    dtypes: dict[str, str] = {}
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        kind = value.type.tensor_type
+        if not kind.HasField("shape") or any(d.dim_value < 1 for d in kind.shape.dim):
+            continue
+        shapes[value.name] = tuple(d.dim_value for d in kind.shape.dim)
+        dtypes[value.name] = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return shapes, dtypes
+
+
+def _convolved(shape: Shape, channels: int, attributes: Mapping[str, Any]) -> Shape:
+    """Output shape of a convolution or pooling window over an image."""
+    window = attributes.get("kernel_shape", (1, 1))
+    strides = attributes.get("strides", (1, 1))
+    dilations = attributes.get("dilations", (1, 1))
+    pads = attributes.get("pads", (0, 0, 0, 0))
+    sides = []
+    for i in (0, 1):
+        reach = dilations[i] * (window[i] - 1) + 1
+        sides.append((shape[2 + i] + pads[i] + pads[2 + i] - reach) // strides[i] + 1)
+    return (shape[0], channels, *sides)

@@ -1,0 +1,267 @@
+"""How to measure: many short visits in random order, each between two looks at the sentinel.
+
+Each model is compiled once; its compiled graph waits in a temporary file and is loaded again for
+every visit, so that memory stays bounded however many models there are. See `devices.measurement`
+for what is then made of the visits, and docs/adr/0010-measuring-with-a-sentinel.md for why.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from devices.errors import InvalidInputError, UsageError
+from devices.measurement import Measurement, Visit, sentinel_reference
+from devices.runtimes import get_runtime
+from devices.runtimes.base import (
+    CompiledGraph,
+    CompiledModel,
+    NodeTiming,
+    Runtime,
+    RuntimeSettings,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Measurement", "Profiled", "VisitPlan", "Visitor", "measure_models"]
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VisitPlan:
+    """How long a visit stays.
+
+    Attributes:
+        warm_up: runs that are not counted; the first ones fill caches and page in the weights.
+        min_runs: counted runs, at least.
+        max_runs: counted runs, at most.
+        min_ms: counted runs go on until they took this long together.
+        profiled_runs: runs with the runtime's profiler on.
+        sentinel_runs: runs of the sentinel on each side, of which the median is kept.
+    """
+
+    warm_up: int = 2
+    min_runs: int = 5
+    max_runs: int = 40
+    min_ms: float = 10.0
+    profiled_runs: int = 6
+    sentinel_runs: int = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    """A visit that also timed the single kernels.
+
+    Attributes:
+        visit: whole-network samples, taken with the profiler off.
+        kernels: times of each node of the compiled graph; empty when they were not asked for.
+    """
+
+    visit: Visit
+    kernels: Mapping[str, NodeTiming]
+
+
+class Visitor:
+    """Holds the sentinel open and visits one compiled model at a time; a context manager.
+
+    Args:
+        runtime: to run with.
+        settings: threads, precision, batch.
+        plan: how long a visit stays.
+    """
+
+    def __init__(
+        self, runtime: Runtime, settings: RuntimeSettings, plan: VisitPlan | None = None
+    ) -> None:
+        from latency.probes import build_sentinel
+
+        self.runtime = runtime
+        self.settings = settings
+        self.plan = plan or VisitPlan()
+        runtime.require(settings)
+        graph = runtime.compile(build_sentinel(settings.batch).SerializeToString(), settings)
+        self._sentinel: CompiledModel = runtime.load(graph, settings)
+        self._sentinel.run(20)
+
+    def visit(self, compiled: CompiledGraph, kernels: bool = False) -> Profiled:
+        """One visit: load, warm up, sentinel, runs, sentinel, and the profiled runs in between.
+
+        Args:
+            compiled: the graph to run.
+            kernels: whether to time the single kernels too.
+
+        Returns:
+            The samples, and with `kernels` the times of each node.
+        """
+        plan = self.plan
+        with self.runtime.load(compiled, self.settings) as model:
+            model.run(plan.warm_up)
+            before_ms = self.sentinel_ms()
+            model.run(1)  # the sentinel has pushed the model out of the caches
+            samples = model.run(plan.min_runs)
+            mean_ms = sum(samples) / len(samples)
+            missing = min(plan.max_runs, int(plan.min_ms / mean_ms) + 1) - len(samples)
+            if missing > 0:
+                samples += model.run(missing)
+            timings = model.profile(plan.profiled_runs) if kernels else {}
+            after_ms = self.sentinel_ms()
+        return Profiled(Visit(tuple(samples), before_ms, after_ms), timings)
+
+    def sentinel_ms(self) -> float:
+        """Median time of the sentinel, now."""
+        self._sentinel.run(2)
+        times = sorted(self._sentinel.run(self.plan.sentinel_runs))
+        return times[len(times) // 2]
+
+    def close(self) -> None:
+        """Frees the sentinel."""
+        self._sentinel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class GraphStore:
+    """Compiled graphs in a temporary folder, so that a thousand of them need no memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[Path, CompiledGraph]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def put(self, key: str, graph: CompiledGraph) -> None:
+        """Keeps a graph under a key."""
+        path = self._folder / f"{len(self._known)}.graph"
+        path.write_bytes(graph.data)
+        bare = CompiledGraph(graph.runtime, graph.version, b"", graph.inputs, graph.outputs)
+        self._known[key] = (path, bare)
+
+    def get(self, key: str) -> CompiledGraph:
+        """The graph that was kept under the key."""
+        path, bare = self._known[key]
+        return CompiledGraph(
+            bare.runtime, bare.version, path.read_bytes(), bare.inputs, bare.outputs
+        )
+
+
+def measure_models(
+    models: Mapping[str, onnx.ModelProto],
+    *,
+    runtime: str | Runtime,
+    settings: RuntimeSettings | None = None,
+    visits: int = 12,
+    seed: int = 0,
+    reference_ms: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Measurement]:
+    """Measures networks on this machine, interleaved, in rounds of random order.
+
+    Args:
+        models: by the name that the results carry; any number.
+        runtime: name of a runtime, or the runtime itself.
+        settings: threads, precision, batch; one thread, fp32 and batch 1 by default.
+        visits: rounds, each visiting every model once; at least 1. Below 8, `latency_ms` is a
+            corrected median instead of a low quantile.
+        seed: of the order.
+        reference_ms: the sentinel's time on the undisturbed device when it is known from a device
+            card (`DeviceCard.sentinel_reference_ms`), so that a measurement that lies wholly in a
+            slow phase is still corrected; from this series by default.
+        progress: called with the share done, from 0 to 1, and a line of text.
+
+    Returns:
+        A measurement for each model, in the order given.
+
+    Raises:
+        UsageError: `visits` is below 1, or the runtime is unknown.
+        UnavailableError: the runtime or the precision is not available here.
+        InvalidInputError: a model is not readable or refused; the message names it.
+    """
+    import numpy as np
+
+    if visits < 1:
+        raise UsageError(f"visits {visits}: must be 1 or more; 8 and more give a low quantile.")
+    settings = settings or RuntimeSettings()
+    engine = get_runtime(runtime) if isinstance(runtime, str) else runtime
+    status = engine.require(settings)
+    if not models:
+        return {}
+    report = progress or (lambda share, text: None)
+    rng = np.random.default_rng(seed)
+    names = list(models)
+    found: dict[str, list[Visit]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autospace-graphs-"))
+        visitor = stack.enter_context(Visitor(engine, settings))
+        store = GraphStore(Path(folder))
+        done, total = 0, len(names) * (visits + 1)
+        for name in names:
+            store.put(name, compile_named(engine, name, models[name], settings))
+            done += 1
+            report(done / total, f"compiled {name}")
+        for round_index in range(visits):
+            for place in rng.permutation(len(names)):
+                name = names[place]
+                with naming(name):
+                    found[name].append(visitor.visit(store.get(name)).visit)
+                done += 1
+                report(done / total, f"round {round_index + 1} of {visits}: {name}")
+    if reference_ms is None:
+        seen = [visit for visits_of_one in found.values() for visit in visits_of_one]
+        reference_ms = sentinel_reference(
+            [t for visit in seen for t in (visit.sentinel_before_ms, visit.sentinel_after_ms)]
+        )
+    return {
+        name: Measurement(
+            name=name,
+            visits=tuple(found[name]),
+            sentinel_reference_ms=reference_ms,
+            runtime=engine.name,
+            runtime_version=status.version or "",
+            settings=settings,
+            simulated=engine.simulated,
+        )
+        for name in names
+    }
+
+
+def compile_named(
+    runtime: Runtime, name: str, model: onnx.ModelProto, settings: RuntimeSettings
+) -> CompiledGraph:
+    """Compiles a model; an error names it.
+
+    Raises:
+        InvalidInputError: the model is not readable or refused.
+    """
+    with naming(name):
+        return runtime.compile(model.SerializeToString(), settings)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Puts the model's name into errors about "the model".
+
+    Raises:
+        InvalidInputError: the same error, with the name in it.
+    """
+    try:
+        yield
+    except InvalidInputError as error:
+        text = str(error).removeprefix("model").removeprefix(":").strip()
+        raise InvalidInputError(f"model {name!r}: {text}") from error

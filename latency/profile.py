@@ -1,0 +1,507 @@
+"""Profiling: fills a device card, visit by visit, and can be killed at any moment.
+
+The caller's own networks come first, then as many random probe networks as the time allows; all of
+them are visited again and again, in rounds of random order, whole and kernel by kernel. Each visit
+is committed to the card with the sentinel's times. Called again with the same arguments, profiling
+goes on where the card ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from devices.errors import AutospaceError, InvalidInputError, UsageError
+from devices.host import read_environment
+from devices.onnx_files import fix_shapes
+from devices.runtimes import get_runtime
+from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
+from latency.card import CardVisit, CardWriter, DeviceCard
+from latency.measure import GraphStore, Profiled, Visitor, compile_named, naming
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+
+    from latency.kernel import KernelGraph
+
+__all__ = ["profile_device"]
+
+Progress = Callable[[float, str], None]
+
+MAX_PROBES = 400
+"""More probes than this gain less than more visits to each."""
+MIN_PROBES = 6
+"""Fewer probes than this cannot calibrate anything, however short the time."""
+PROBES_BY_ROUNDS = 24
+"""Probes of a profile that is limited by rounds instead of by time."""
+_FIRST_ROUND_SHARE = 1 / 9
+"""Of the time, spent in the first round; it compiles too, so that eight or more visits follow."""
+
+
+def profile_device(
+    card_path: str | Path,
+    *,
+    runtime: str | Runtime = "onnxruntime",
+    settings: RuntimeSettings | None = None,
+    minutes: float | None = 10,
+    rounds: int | None = None,
+    probes: int | None = None,
+    seed: int = 0,
+    extra_models: Mapping[str, onnx.ModelProto] | None = None,
+    update: bool = False,
+    progress: Progress | None = None,
+) -> DeviceCard:
+    """Measures this device and writes what was seen into a device card.
+
+    Args:
+        card_path: the card; made when it is missing, continued when it is unfinished.
+        runtime: name of a runtime, or the runtime itself.
+        settings: threads, precision, batch; one thread, fp32 and batch 1 by default.
+        minutes: how long to measure, by the clock; more time means more probes and more visits.
+        rounds: instead of `minutes`: how often each network is visited. The plan is then fixed, and
+            with the simulated runtime two cards of the same seed have the same content.
+        probes: how many probe networks; by default as many as the time allows, or
+            `PROBES_BY_ROUNDS` with `rounds`.
+        seed: of the probes and of the order of visits.
+        extra_models: the caller's own networks by name, with fixed shapes or a symbolic batch. They
+            are visited in every round, before new probes are added.
+        update: measure more into an existing card, with other `minutes`, `rounds`, `probes`, `seed`
+            or `extra_models`. Runtime, version, settings and device must stay.
+        progress: called with the share done, from 0 to 1, and a line of text.
+
+    Returns:
+        The finished card; at once when it was already finished with these arguments.
+
+    Raises:
+        UsageError: the arguments contradict each other or those that the card was made with, or
+            another profiler is writing the card.
+        UnavailableError: the runtime or the precision is not available here.
+        InvalidInputError: the file is no device card or damaged, or a model is refused.
+    """
+    path = Path(card_path)
+    settings = settings or RuntimeSettings()
+    if rounds is not None:
+        minutes = None
+    _check_limits(minutes, rounds, probes)
+    engine = get_runtime(runtime) if isinstance(runtime, str) else runtime
+    status = engine.require(settings)
+    models = _fixed(extra_models or {}, settings.batch)
+    arguments = _arguments(models, minutes, rounds, probes, seed)
+    identity = {
+        "runtime": engine.name,
+        "runtime_version": status.version,
+        "settings": settings.to_json(),
+    }
+    with _locked(path):
+        writer = _open_card(path, engine, identity, arguments, update)
+        if writer is not None:
+            with writer:
+                _Profiler(writer, engine, settings, models, arguments, progress).run()
+                writer.finish(_validate(path))
+    return DeviceCard.open(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """A network of the profile: its number in the card, and how to get its model."""
+
+    number: int
+    name: str
+    kind: str
+
+
+class _Profiler:
+    """One run of the profile over an open card."""
+
+    def __init__(
+        self,
+        writer: CardWriter,
+        engine: Runtime,
+        settings: RuntimeSettings,
+        models: Mapping[str, onnx.ModelProto],
+        arguments: Mapping[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        self.writer = writer
+        self.engine = engine
+        self.settings = settings
+        self.models = models
+        self.seed = int(arguments["seed"])
+        self.rounds: int | None = arguments["rounds"]
+        minutes: float | None = arguments["minutes"]
+        self.limit_s = None if minutes is None else minutes * 60.0
+        self.probes: int | None = arguments["probes"]
+        self.progress = progress or (lambda share, text: None)
+        self.first_round = int(writer.get("first_round", 0))
+        self.visited = writer.visited()
+        self.networks: list[_Network] = []
+        self.orders: dict[int, dict[str, int]] = {}
+        self.elapsed_before_s = float(writer.get("elapsed_s", 0.0))
+        self.started = monotonic()
+
+    def run(self) -> None:
+        """Measures until the plan is fulfilled."""
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autospace-graphs-"))
+            self.store = GraphStore(Path(folder))
+            self.visitor = stack.enter_context(Visitor(self.engine, self.settings))
+            self._take_up_known()
+            for name in self.models:
+                self._add_extra(name)
+            self._first_round()
+            self._other_rounds()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time of the whole profile, earlier runs included; 0 when it is simulated."""
+        if self.engine.simulated:
+            return 0.0
+        return self.elapsed_before_s + monotonic() - self.started
+
+    # -- rounds
+
+    def _first_round(self) -> None:
+        """Visits what is there, then adds probes while the first round's share of time lasts."""
+        number = self.first_round
+        for network in self._order(number):
+            self._visit(number, network)
+        target = self._fixed_probe_count()
+        if target is None:
+            target = self.writer.get("probe_target")
+        while True:
+            have = sum(network.kind == "probe" for network in self.networks)
+            if have >= (MAX_PROBES if target is None else target):
+                break
+            if target is None and have >= MIN_PROBES and self._first_share_spent():
+                break
+            self._visit(number, self._add_probe(have))
+        have = sum(network.kind == "probe" for network in self.networks)
+        self.writer.put(probe_target=have)
+
+    def _other_rounds(self) -> None:
+        number = self.first_round + 1
+        while self.rounds is None or number < self.first_round + self.rounds:
+            for network in self._order(number):
+                # A network that was seen only once says nothing about its own repeatability.
+                if self._time_is_up() and number > self.first_round + 1:
+                    return
+                self._visit(number, network)
+            if self._time_is_up():
+                return
+            number += 1
+
+    def _order(self, number: int) -> list[_Network]:
+        """The networks in the random order of one round, which depends on nothing else."""
+        import numpy as np
+
+        rng = np.random.default_rng([self.seed, 1, number])
+        return [self.networks[i] for i in rng.permutation(len(self.networks))]
+
+    def _fixed_probe_count(self) -> int | None:
+        if self.probes is not None:
+            return self.probes
+        # Simulated time does not pass, so that it cannot limit anything either.
+        fixed = self.rounds is not None or self.engine.simulated
+        return PROBES_BY_ROUNDS if fixed else None
+
+    def _first_share_spent(self) -> bool:
+        return self.limit_s is not None and self.elapsed_s >= self.limit_s * _FIRST_ROUND_SHARE
+
+    def _time_is_up(self) -> bool:
+        if self.limit_s is None:
+            return False
+        return self.engine.simulated or self.elapsed_s >= self.limit_s
+
+    # -- networks
+
+    def _take_up_known(self) -> None:
+        """The card's networks whose models are at hand: probes are built anew from their spec."""
+        for name, (number, kind, _, _) in self.writer.networks().items():
+            if kind == "probe" or name in self.models:
+                self.networks.append(_Network(number, name, kind))
+
+    def _add_extra(self, name: str) -> None:
+        from latency.probes import model_digest
+
+        known = self.writer.networks().get(name)
+        digest = model_digest(self.models[name])
+        if known is None:
+            self.networks.append(self._add(name, "extra", digest, None, self.models[name]))
+        elif known[1] != "extra" or known[2] != digest:
+            raise UsageError(
+                f"network {name!r}: the card holds another one of that name; rename yours."
+            )
+
+    def _add_probe(self, index: int) -> _Network:
+        import numpy as np
+
+        from latency.probes import build_probe, model_digest, sample_probe
+
+        spec = sample_probe(np.random.default_rng([self.seed, 2, index]))
+        model = build_probe(spec, self.settings.batch)
+        network = self._add(
+            f"probe-{self.seed}-{index}", "probe", model_digest(model), spec.to_json(), model
+        )
+        self.networks.append(network)
+        return network
+
+    def _add(
+        self,
+        name: str,
+        kind: str,
+        digest: str,
+        spec: dict[str, Any] | None,
+        model: onnx.ModelProto,
+    ) -> _Network:
+        compiled = compile_named(self.engine, name, model, self.settings)
+        graph = _kernel_graph(name, model, compiled)
+        self.store.put(name, compiled)
+        number = self.writer.add_network(
+            name, kind, digest, spec, [(k.kernel, k.nodes) for k in graph.kernels]
+        )
+        self.orders[number] = {node.name: i for i, node in enumerate(graph.kernels)}
+        return _Network(number, name, kind)
+
+    def _compiled(self, network: _Network) -> CompiledGraph:
+        """The network's compiled graph; after a restart it is compiled again."""
+        if network.name not in self.store:
+            model = self._model(network)
+            compiled = compile_named(self.engine, network.name, model, self.settings)
+            graph = _kernel_graph(network.name, model, compiled)
+            self.orders[network.number] = _match(
+                graph, self.writer.kernel_keys(network.number), network.name
+            )
+            self.store.put(network.name, compiled)
+        return self.store.get(network.name)
+
+    def _model(self, network: _Network) -> onnx.ModelProto:
+        from latency.probes import ProbeSpec, build_probe
+
+        if network.kind == "extra":
+            return self.models[network.name]
+        spec = self.writer.networks()[network.name][3]
+        return build_probe(ProbeSpec.from_json(spec), self.settings.batch)
+
+    # -- visits
+
+    def _visit(self, number: int, network: _Network) -> None:
+        if (number, network.number) in self.visited:
+            return
+        compiled = self._compiled(network)
+        with naming(network.name):
+            profiled = self.visitor.visit(compiled, kernels=True)
+        times = _by_position(profiled, self.orders[network.number])
+        elapsed_s = self.elapsed_s
+        self.writer.add_visit(
+            network.number, CardVisit(number, elapsed_s, profiled.visit, times), elapsed_s
+        )
+        self.visited.add((number, network.number))
+        self.progress(self._share(number), f"round {number + 1}: {network.name}")
+
+    def _share(self, number: int) -> float:
+        if self.limit_s is not None and not self.engine.simulated:
+            return min(1.0, self.elapsed_s / self.limit_s)
+        done = sum(round_ >= self.first_round for round_, _ in self.visited)
+        planned = len(self.models) + (self._fixed_probe_count() or MIN_PROBES)
+        return min(1.0, done / (planned * (self.rounds or 2)))
+
+
+def _check_limits(minutes: float | None, rounds: int | None, probes: int | None) -> None:
+    if rounds is not None and rounds < 1:
+        raise UsageError(f"rounds {rounds}: must be 1 or more; 8 and more give a low quantile.")
+    if rounds is None and (minutes is None or not 0 < minutes <= 24 * 60):
+        raise UsageError(f"minutes {minutes}: must be above 0 and at most 1440; give 10, say.")
+    if probes is not None and probes < 0:
+        raise UsageError(f"probes {probes}: must not be negative; leave it out for the default.")
+
+
+def _fixed(models: Mapping[str, onnx.ModelProto], batch: int) -> dict[str, onnx.ModelProto]:
+    """The caller's models with fixed shapes; an error names the model."""
+    fixed = {}
+    for name, model in models.items():
+        with naming(name):
+            fixed[name] = fix_shapes(model, batch)
+    return fixed
+
+
+def _arguments(
+    models: Mapping[str, onnx.ModelProto],
+    minutes: float | None,
+    rounds: int | None,
+    probes: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    from latency.probes import model_digest
+
+    return {
+        "minutes": minutes,
+        "rounds": rounds,
+        "probes": probes,
+        "seed": seed,
+        "extra_models": {name: model_digest(model) for name, model in sorted(models.items())},
+    }
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the card for this process alone; the lock ends with the process, however it ends."""
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path}: cannot be written ({error.strerror}); give a path in a folder that exists."
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino
+        except OSError:
+            held = False
+        if not held:
+            raise UsageError(
+                f"{path}: another profiler is writing this card; wait for it or give another path."
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _open_card(
+    path: Path,
+    engine: Runtime,
+    identity: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    update: bool,
+) -> CardWriter | None:
+    """The card for these arguments: made, continued, or extended; None when it is finished."""
+    environment = read_environment()
+    if not path.exists() or path.stat().st_size == 0:
+        created = None if engine.simulated else datetime.now(UTC).isoformat(timespec="seconds")
+        meta = {
+            **identity,
+            "arguments": dict(arguments),
+            "environment": environment.to_json(),
+            "simulated": engine.simulated,
+            "created": created,
+            "complete": False,
+        }
+        return CardWriter.create(path, meta)
+    card = DeviceCard.open(path)
+    own = {
+        "runtime": card.runtime,
+        "runtime_version": card.runtime_version,
+        "settings": card.settings.to_json(),
+    }
+    found = [f"{key} {own[key]} → {identity[key]}" for key in own if own[key] != identity[key]]
+    if not engine.simulated:
+        found += type(environment).from_json(card.environment).differences(environment)
+    if found:
+        raise UsageError(
+            f"{path}: the card was made with {'; '.join(found)}; give another path for a new card."
+        )
+    changed = _changed(card.arguments, arguments)
+    if changed and not update:
+        raise UsageError(
+            f"{path}: the card was made with other arguments ({'; '.join(changed)}); repeat those, "
+            "add --update to measure more into it, or give another path."
+        )
+    if card.complete and not update:
+        return None
+    writer = CardWriter(path)
+    if update and (changed or card.complete):
+        rounds = [v.round for network in card.networks for v in network.visits]
+        writer.put(
+            arguments=dict(arguments),
+            complete=False,
+            first_round=max(rounds, default=-1) + 1,
+            probe_target=None,
+            elapsed_s=0.0,
+        )
+    return writer
+
+
+def _changed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What of the arguments differs, each in a few words."""
+    words = []
+    for key in asked:
+        if own.get(key) == asked[key]:
+            continue
+        if key == "extra_models":
+            names = sorted(
+                name
+                for name in {*own.get(key, {}), *asked[key]}
+                if own.get(key, {}).get(name) != asked[key].get(name)
+            )
+            words.append(f"extra networks: {', '.join(names[:3])}{' …' * (len(names) > 3)}")
+        else:
+            words.append(f"{key} {own.get(key)} → {asked[key]}")
+    return words
+
+
+def _kernel_graph(name: str, model: onnx.ModelProto, compiled: CompiledGraph) -> KernelGraph:
+    from latency.kernel import KernelGraph
+
+    with naming(name):
+        return KernelGraph.from_compiled(model, compiled.data)
+
+
+def _match(
+    graph: KernelGraph, stored: list[tuple[str, tuple[str, ...]]], name: str
+) -> dict[str, int]:
+    """Stored position of each kernel of a graph that was compiled again.
+
+    The runtime numbers its layout changes differently from one compilation to the next, so kernels
+    are matched by what they are and whom they serve.
+
+    Raises:
+        UsageError: the runtime now compiles the network to other kernels.
+    """
+    places: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for position, key in enumerate(stored):
+        places.setdefault(key, []).append(position)
+    order = {}
+    for node in graph.kernels:
+        free = places.get((node.kernel.signature, node.nodes))
+        if not free:
+            raise UsageError(
+                f"network {name!r}: is now compiled to other kernels than when the card was begun; "
+                "give another path for a new card."
+            )
+        order[node.name] = free.pop(0)
+    return order
+
+
+def _by_position(profiled: Profiled, order: Mapping[str, int]) -> npt.NDArray[np.float32]:
+    """Kernel times, shape `(kernels, profiled_runs)`; 0 where a node was not timed."""
+    import numpy as np
+
+    runs = max((len(t.samples_ms) for t in profiled.kernels.values()), default=0)
+    times = np.zeros((len(order), runs), dtype=np.float32)
+    for name, timing in profiled.kernels.items():
+        if name in order and len(timing.samples_ms) == runs:
+            times[order[name]] = timing.samples_ms
+    return times
+
+
+def _validate(path: Path) -> dict[str, Any]:
+    """How well a predictor fitted to the card does on the card's own networks, each left out."""
+    from latency.predictor import Predictor
+
+    try:
+        return Predictor.from_card(DeviceCard.open(path)).validation
+    except AutospaceError as error:
+        return {"networks": 0, "note": str(error)}

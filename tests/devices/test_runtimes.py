@@ -1,0 +1,211 @@
+"""The registry and every runtime, on real models."""
+
+import numpy as np
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from devices.errors import InvalidInputError, UnavailableError, UsageError
+from devices.runtimes import (
+    CompiledGraph,
+    RuntimeSettings,
+    get_runtime,
+    runtime_names,
+    runtime_statuses,
+)
+from devices.runtimes.simulated import NODE_MS, RUN_MS, SimulatedRuntime
+
+PLANNED = ("openvino", "executorch", "litert", "ncnn", "tensorrt")
+SETTINGS = RuntimeSettings()
+
+
+def one_line(error: BaseException) -> bool:
+    return bool(str(error)) and "\n" not in str(error)
+
+
+class TestRegistry:
+    def test_unknown_name_gives_near_matches(self) -> None:
+        with pytest.raises(UsageError, match="did you mean onnxruntime") as caught:
+            get_runtime("onnxruntim")
+        assert one_line(caught.value)
+
+    def test_unknown_name_without_near_match_lists_all(self) -> None:
+        with pytest.raises(UsageError, match="choose one of onnxruntime, openvino"):
+            get_runtime("xyz")
+
+    def test_statuses_cover_every_runtime(self) -> None:
+        found = {status.name: status for status in runtime_statuses()}
+        assert tuple(found) == runtime_names()
+        assert found["onnxruntime"].usable and found["onnxruntime"].version
+        assert found["simulated"].usable and found["simulated"].simulated
+        for name in PLANNED:
+            assert not found[name].usable and found[name].reason
+        assert found["tensorrt"].install == "pip install 'autospace[tensorrt]'"
+        assert found["executorch"].source == "torch"
+
+    def test_status_is_json(self) -> None:
+        for status in runtime_statuses():
+            assert status.to_json()["precisions"] == list(status.precisions)
+
+    @pytest.mark.parametrize("name", PLANNED)
+    def test_planned_runtimes_refuse_use(self, name: str) -> None:
+        runtime = get_runtime(name)
+        graph = CompiledGraph(name, "1", b"", (), ())
+        for call in (
+            lambda: runtime.compile(b"", SETTINGS),
+            lambda: runtime.load(graph, SETTINGS),
+        ):
+            with pytest.raises(UnavailableError, match=name) as caught:
+                call()
+            assert one_line(caught.value)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        "wrong", [{"threads": 0}, {"batch": -1}, {"precision": "fp8"}, {"threads": True}]
+    )
+    def test_wrong_values_are_refused(self, wrong: dict) -> None:
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            RuntimeSettings(**wrong)
+
+    def test_json_round_trip(self) -> None:
+        settings = RuntimeSettings(threads=2, batch=3)
+        assert RuntimeSettings.from_json(settings.to_json()) == settings
+
+    def test_foreign_json_is_refused(self) -> None:
+        with pytest.raises(InvalidInputError):
+            RuntimeSettings.from_json({"cores": 1})
+
+    @pytest.mark.parametrize("name", ["onnxruntime", "simulated"])
+    def test_precision_that_the_runtime_lacks(self, name: str, model) -> None:
+        with pytest.raises(UnavailableError, match="int8"):
+            get_runtime(name).compile(model.SerializeToString(), RuntimeSettings(precision="int8"))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "simulated"])
+class TestUsableRuntimes:
+    def test_outputs_are_the_reference_s(self, name: str, model) -> None:
+        runtime = get_runtime(name)
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+        with runtime.load(compiled, SETTINGS) as loaded:
+            (y,) = loaded.infer({"x": x})
+        (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+    def test_times_are_positive_and_counted(self, name: str, model) -> None:
+        runtime = get_runtime(name)
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        with runtime.load(compiled, SETTINGS) as loaded:
+            times = loaded.run(4)
+            nodes = loaded.profile(3)
+        assert len(times) == 4 and min(times) > 0
+        assert nodes and all(len(timing.samples_ms) == 3 for timing in nodes.values())
+
+    def test_profile_names_are_the_compiled_graph_s(self, name: str, model) -> None:
+        from devices.onnx_files import parse_onnx
+
+        runtime = get_runtime(name)
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        with runtime.load(compiled, SETTINGS) as loaded:
+            nodes = loaded.profile(1)
+        assert set(nodes) == {node.name for node in parse_onnx(compiled.data).graph.node}
+
+    def test_unnamed_nodes_get_names(self, name: str, model) -> None:
+        for node in model.graph.node:
+            node.name = ""
+        runtime = get_runtime(name)
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        with runtime.load(compiled, SETTINGS) as loaded:
+            nodes = loaded.profile(1)
+        assert len(nodes) >= 4 and all(nodes)
+
+    def test_symbolic_batch_becomes_the_settings(self, name: str, make_model) -> None:
+        settings = RuntimeSettings(batch=2)
+        compiled = get_runtime(name).compile(make_model("n").SerializeToString(), settings)
+        assert compiled.inputs == (("x", (2, 3, 8, 8), "float32"),)
+
+    @pytest.mark.parametrize("data", [b"", b"garbage", b"\x08\x07" * 50])
+    def test_garbage_is_refused_in_one_line(self, name: str, data: bytes) -> None:
+        with pytest.raises(InvalidInputError) as caught:
+            get_runtime(name).compile(data, SETTINGS)
+        assert one_line(caught.value)
+
+    def test_wrong_inputs_are_refused(self, name: str, model) -> None:
+        runtime = get_runtime(name)
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        with runtime.load(compiled, SETTINGS) as loaded:
+            with pytest.raises(InvalidInputError) as caught:
+                loaded.infer({"wrong": np.zeros((1, 3, 8, 8), np.float32)})
+        assert one_line(caught.value)
+
+    def test_closed_model_says_so(self, name: str, model) -> None:
+        runtime = get_runtime(name)
+        loaded = runtime.load(runtime.compile(model.SerializeToString(), SETTINGS), SETTINGS)
+        loaded.close()
+        with pytest.raises(UnavailableError, match="closed"):
+            loaded.run(1)
+
+    def test_foreign_graphs_are_refused(self, name: str) -> None:
+        with pytest.raises(InvalidInputError, match="compile the model again"):
+            get_runtime(name).load(CompiledGraph("other", "0", b"", (), ()), SETTINGS)
+
+
+class TestOnnxRuntime:
+    def test_the_graph_is_really_fused(self, model) -> None:
+        from devices.onnx_files import parse_onnx
+
+        compiled = get_runtime("onnxruntime").compile(model.SerializeToString(), SETTINGS)
+        ops = [node.op_type for node in parse_onnx(compiled.data).graph.node]
+        assert "Relu" not in ops
+
+    def test_a_broken_graph_is_refused_in_one_line(self, model) -> None:
+        model.graph.initializer[0].dims[1] = 5
+        model.graph.initializer[0].raw_data = bytes(4 * 16 * 5 * 9)
+        runtime = get_runtime("onnxruntime")
+        with pytest.raises(InvalidInputError) as caught:
+            # ONNX Runtime compiles it, and finds out when it runs.
+            runtime.load(runtime.compile(model.SerializeToString(), SETTINGS), SETTINGS).run(1)
+        assert one_line(caught.value)
+
+    def test_nothing_is_left_behind_and_nothing_printed(
+        self, model, tmp_path, monkeypatch, capfd
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        runtime = get_runtime("onnxruntime")
+        with runtime.load(runtime.compile(model.SerializeToString(), SETTINGS), SETTINGS) as loaded:
+            loaded.profile(2)
+        assert not list(tmp_path.iterdir())
+        assert capfd.readouterr() == ("", "")
+
+
+class TestSimulated:
+    def test_a_run_is_the_nodes_plus_a_constant(self, model) -> None:
+        runtime = SimulatedRuntime()
+        with runtime.load(runtime.compile(model.SerializeToString(), SETTINGS), SETTINGS) as loaded:
+            (total_ms,) = loaded.run(1)
+            nodes = loaded.profile(1)
+        summed = sum(timing.samples_ms[0] for timing in nodes.values())
+        assert total_ms == pytest.approx(RUN_MS + summed)
+        assert summed > len(nodes) * NODE_MS
+
+    def test_noise_is_seeded(self, model) -> None:
+        def times(seed: int) -> list[float]:
+            runtime = SimulatedRuntime(noise=0.1, seed=seed)
+            compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+            with runtime.load(compiled, SETTINGS) as loaded:
+                return loaded.run(5)
+
+        assert times(1) == times(1) != times(2)
+        assert len(set(times(1))) == 5
+
+    def test_more_threads_are_not_slower(self, make_model) -> None:
+        def time(threads: int) -> float:
+            settings = RuntimeSettings(threads=threads)
+            runtime = SimulatedRuntime()
+            compiled = runtime.compile(make_model(side=64).SerializeToString(), settings)
+            with runtime.load(compiled, settings) as loaded:
+                return loaded.run(1)[0]
+
+        assert time(4) < time(1)

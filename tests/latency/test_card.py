@@ -1,0 +1,213 @@
+"""The card's file: what it holds, and that no damage gives anything but one line."""
+
+import json
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from devices.errors import AutospaceError, InvalidInputError, MismatchError
+from devices.runtimes import RuntimeSettings
+from latency import DeviceCard
+from latency.card import SCHEMA_VERSION
+
+
+def copy_of(card: DeviceCard, folder: Path) -> Path:
+    path = folder / "copy.card"
+    path.write_bytes(card.path.read_bytes())
+    return path
+
+
+def refuse(path: Path, match: str) -> None:
+    with pytest.raises(InvalidInputError, match=match) as caught:
+        DeviceCard.open(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+class TestContent:
+    def test_a_finished_card_is_one_file(self, simulated_card: DeviceCard) -> None:
+        names = [p.name for p in simulated_card.path.parent.iterdir()]
+        assert names == [simulated_card.path.name]
+
+    def test_properties(self, simulated_card: DeviceCard) -> None:
+        card = simulated_card
+        assert (card.runtime, card.runtime_version) == ("simulated", "1")
+        assert card.settings == RuntimeSettings()
+        assert card.simulated and card.complete and len(card.fingerprint) == 64
+        assert card.environment["logical_cores"] >= 1
+
+    def test_raw_samples_are_kept(self, real_card: DeviceCard) -> None:
+        for network in real_card.networks:
+            assert len(network.visits) == 4
+            for item in network.visits:
+                assert len(item.visit.samples_ms) >= 5
+                assert item.kernel_ms.shape[0] == len(network.kernels)
+                assert item.kernel_ms.shape[1] >= 1 and (item.kernel_ms >= 0).all()
+
+    def test_summary_is_json(self, simulated_card: DeviceCard, real_card: DeviceCard) -> None:
+        for card in (simulated_card, real_card):
+            summary = json.loads(json.dumps(card.summary()))
+            assert summary["networks"]["extra"] == 1 and summary["networks"]["probe"] >= 10
+            assert summary["visits"] == sum(len(n.visits) for n in card.networks)
+            assert sum(summary["kernels_by_family"].values()) == summary["kernels"]
+            assert summary["sentinel"]["reference_ms"] > 0
+            assert summary["validation"]["networks"] == len(card.networks)
+
+    def test_real_repeatability_is_stated(self, real_card: DeviceCard) -> None:
+        found = real_card.summary()["repeatability"]
+        assert found["networks"] == len(real_card.networks) and found["median"] >= 0
+
+    def test_table_rows_share_their_columns(self, real_card: DeviceCard) -> None:
+        rows = real_card.table()
+        assert {tuple(row) for row in rows} == {tuple(rows[0])}
+        assert len({row["signature"] for row in rows}) == len(rows)
+        assert all(row["latency_ms"] >= 0 for row in rows)
+
+    def test_context_manager(self, simulated_card: DeviceCard) -> None:
+        with DeviceCard.open(simulated_card.path) as card:
+            assert card.fingerprint == simulated_card.fingerprint
+
+    def test_fingerprint_is_of_the_content_not_the_file(self, simulated_card, tmp_path) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        db = sqlite3.connect(path)
+        db.execute("VACUUM")
+        db.close()
+        assert DeviceCard.open(path).fingerprint == simulated_card.fingerprint
+
+
+class TestUse:
+    def test_own_card_is_usable(self, real_card: DeviceCard) -> None:
+        assert real_card.check_usable() == ()
+
+    def test_simulated_cards_say_so(self, simulated_card: DeviceCard) -> None:
+        (warning,) = simulated_card.check_usable()
+        assert "simulated" in warning
+
+    @pytest.mark.parametrize(
+        ("key", "value", "words"),
+        [
+            ("runtime_version", "0.1", "onnxruntime: 0.1 →"),
+            ("environment", "Imaginary 9000", "cpu: Imaginary 9000 →"),
+        ],
+    )
+    def test_differences_are_named(
+        self, real_card: DeviceCard, tmp_path: Path, key: str, value: str, words: str
+    ) -> None:
+        path = copy_of(real_card, tmp_path)
+        db = sqlite3.connect(path)
+        new = {**real_card.environment, "cpu": value} if key == "environment" else value
+        db.execute("UPDATE meta SET value=? WHERE key=?", (json.dumps(new), key))
+        db.execute("UPDATE meta SET value='false' WHERE key='complete'")
+        db.commit()
+        db.close()
+        card = DeviceCard.open(path)
+        with pytest.raises(MismatchError, match="--allow-mismatch") as caught:
+            card.check_usable()
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+        warnings = card.check_usable(allow_mismatch=True)
+        assert any(words in line for line in warnings)
+
+    def test_other_settings(self, real_card: DeviceCard) -> None:
+        assert real_card.check_settings(RuntimeSettings()) == ()
+        with pytest.raises(MismatchError, match="threads: 1 → 2"):
+            real_card.check_settings(RuntimeSettings(threads=2))
+        (line,) = real_card.check_settings(RuntimeSettings(threads=2), allow_mismatch=True)
+        assert "threads" in line
+
+
+class TestDamage:
+    def test_missing(self, tmp_path: Path) -> None:
+        refuse(tmp_path / "none.card", "no such file")
+
+    def test_folder(self, tmp_path: Path) -> None:
+        refuse(tmp_path, "no such file")
+
+    def test_empty(self, tmp_path: Path) -> None:
+        path = tmp_path / "e.card"
+        path.touch()
+        refuse(path, "empty")
+
+    def test_foreign(self, tmp_path: Path) -> None:
+        path = tmp_path / "f.card"
+        path.write_text("a text file, and a long one" * 10)
+        refuse(path, "not a device card")
+
+    def test_foreign_database(self, tmp_path: Path) -> None:
+        path = tmp_path / "d.card"
+        db = sqlite3.connect(path)
+        db.execute("CREATE TABLE t (x)")
+        db.commit()
+        db.close()
+        refuse(path, "not a device card")
+
+    def test_newer_format(self, simulated_card: DeviceCard, tmp_path: Path) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        db = sqlite3.connect(path)
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+        db.close()
+        refuse(path, "update autospace")
+
+    def test_a_changed_sample_is_noticed(self, simulated_card: DeviceCard, tmp_path: Path) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        db = sqlite3.connect(path)
+        db.execute("UPDATE visit SET sentinel_before_ms = sentinel_before_ms * 2 WHERE id = 1")
+        db.commit()
+        db.close()
+        refuse(path, "checksum")
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "DROP TABLE visit",
+            "DELETE FROM meta WHERE key='settings'",
+            "UPDATE meta SET value='nonsense' WHERE key='environment'",
+            "UPDATE meta SET value='3' WHERE key='environment'",
+            "UPDATE kernel SET spec='{}'",
+            "DELETE FROM kernel",
+            "UPDATE visit SET samples=x'00'",
+            "UPDATE visit SET samples='text'",
+            "UPDATE visit SET kernel_samples=x'00000000'",
+            "UPDATE visit SET sentinel_before_ms=-1",
+        ],
+    )
+    def test_wrong_rows(self, simulated_card: DeviceCard, tmp_path: Path, statement: str) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        db = sqlite3.connect(path)
+        db.execute(statement)
+        db.commit()
+        db.close()
+        refuse(path, "damaged")
+
+    @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
+    def test_truncated(self, simulated_card: DeviceCard, tmp_path: Path, share: float) -> None:
+        data = simulated_card.path.read_bytes()
+        path = tmp_path / "t.card"
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(InvalidInputError) as caught:
+            DeviceCard.open(path)
+        assert "\n" not in str(caught.value)
+
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(seed=st.integers(0, 2**32), count=st.integers(1, 200), early=st.booleans())
+    def test_garbage_anywhere(
+        self, simulated_card: DeviceCard, tmp_path: Path, seed: int, count: int, early: bool
+    ) -> None:
+        rng = random.Random(seed)
+        data = bytearray(simulated_card.path.read_bytes())
+        end = 8192 if early else len(data)
+        start = rng.randrange(end)
+        for offset in range(start, min(start + count, len(data))):
+            data[offset] = rng.randrange(256)
+        path = tmp_path / "g.card"
+        path.write_bytes(bytes(data))
+        try:
+            card = DeviceCard.open(path)
+        except AutospaceError as error:
+            assert "\n" not in str(error)
+        else:
+            assert card.fingerprint == simulated_card.fingerprint or not card.complete
