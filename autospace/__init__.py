@@ -8,7 +8,22 @@ imported before it is used.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autospace.genotype import Cell, MBConv, Zero
+    from autospace.skeleton import Skeleton
+    from autospace.space import Architecture, SearchSpace
+    from autospace.steps import (
+        benchmark,
+        evolve,
+        export,
+        open_device,
+        predict,
+        profile,
+        search,
+        train,
+    )
 
 __all__ = [
     "Architecture",

@@ -80,7 +80,7 @@ def load_checkpoint(path: Path, kind: str, what: str) -> Checkpoint:
             if not isinstance(header, dict) or header.get("kind") != kind:
                 found = header.get("kind") if isinstance(header, dict) else "another program's"
                 raise InvalidInputError(f"{path}: not {what} ({found} file)")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except FileNotFoundError:
         raise InvalidInputError(f"{path}: no such file; expected {what}") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:

@@ -158,7 +158,7 @@ def load_config(path: Path) -> RunConfig:
     if not document:
         raise InvalidInputError(f"{path}: empty; expected a configuration with a [target]")
     try:
-        config = _section(RunConfig, document, "")
+        config: RunConfig = _section(RunConfig, document, "")
         config.check()
     except AutospaceError as error:
         raise type(error)(f"{path}: {error}") from None
@@ -185,7 +185,9 @@ def _section(kind: Any, document: Mapping[str, Any], name: str) -> Any:
             continue
         annotation = _annotations(kind)[key]
         try:
-            values[key] = TypeAdapter(annotation).validate_python(value, strict=annotation is not float)
+            values[key] = TypeAdapter(annotation).validate_python(
+                value, strict=annotation is not float
+            )
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise InvalidInputError(f"{where} = {value!r}: {reason}") from None

@@ -103,9 +103,7 @@ class CostTable:
 
     def total(self, choice: Sequence[int]) -> float:
         """The cost of one network, given by its candidate indices."""
-        return self.fixed + sum(
-            row[index] for row, index in zip(self.values, choice, strict=True)
-        )
+        return self.fixed + sum(row[index] for row, index in zip(self.values, choice, strict=True))
 
     @property
     def smallest(self) -> float:
@@ -180,9 +178,7 @@ class Cost(ABC):
 
     def table(self, candidates: Sequence[Sequence[Block]]) -> CostTable:
         """The costs of every candidate of every block."""
-        self.prepare(
-            (index, block) for index, blocks in enumerate(candidates) for block in blocks
-        )
+        self.prepare((index, block) for index, blocks in enumerate(candidates) for block in blocks)
         return CostTable(
             self.metric,
             self.fixed,

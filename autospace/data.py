@@ -229,8 +229,9 @@ def _augmented(
 ) -> NDArray[np.uint8]:
     count, _, height, width = pixels.shape
     if flip:
-        turned = random.random(count) < 0.5
-        pixels = np.where(turned[:, None, None, None], pixels[..., ::-1], pixels)
+        turned = np.flatnonzero(random.random(count) < 0.5)
+        pixels = pixels.copy()
+        pixels[turned] = pixels[turned, :, :, ::-1]
     if shift:
         padded = np.pad(pixels, ((0, 0), (0, 0), (shift, shift), (shift, shift)))
         offsets = random.integers(0, 2 * shift + 1, (2, count))
@@ -526,7 +527,8 @@ def _with_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8
         return images
     if images.shape[1] == 1:
         return np.repeat(images, channels, axis=1)
-    return np.round(images.mean(1, keepdims=True)).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.round(images.mean(1, keepdims=True)).astype(np.uint8)
+    return grey
 
 
 def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

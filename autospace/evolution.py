@@ -150,8 +150,8 @@ def mutated(cell: Cell, random: np.random.Generator) -> Cell:
     genes += [node for node in (2, 3) if len(cell.inputs(node)) > 1]
     gene = genes[int(random.integers(len(genes)))]
     if gene == "expansion":
-        others = [value for value in EXPANSIONS if value != cell.expansion]
-        expansion = others[int(random.integers(len(others)))]
+        ratios = [value for value in EXPANSIONS if value != cell.expansion]
+        expansion = ratios[int(random.integers(len(ratios)))]
         child = replace(cell, expansion=expansion)
         for edge in _FREE_EDGES:
             if child[edge] not in _allowed(edge, expansion):
@@ -214,14 +214,16 @@ class _Evolution:
                 for block in cost.blocks_of(layer)
                 for cell in row
             )
-        tables = {
+        tables: dict[str, Tensor] = {
             limit.metric: torch.tensor(
                 [[self.costs[limit.metric].layer(i, c) for c in row] for i, row in enumerate(cells)]
             )
             for limit in self.limits
         }
         alpha = torch.tensor([[individual.fitness for individual in row] for row in sampled])
-        losses, alpha_losses, expected = [], [], {}
+        losses: list[float] = []
+        alpha_losses: list[float] = []
+        expected: dict[str, float] = {}
         for step in range(options.steps):
             losses.append(self._weight_step(cells, alpha, generation * options.steps + step))
             if learning:

@@ -269,10 +269,15 @@ def block_from_json(document: object) -> Block:
         (kind, value), *_ = document.items()
         if kind == "cell":
             return Cell.from_matrix(value)
-        if kind == "mbconv" and isinstance(value, Mapping) and set(value) == {
-            "kernel",
-            "expansion",
-        }:
+        if (
+            kind == "mbconv"
+            and isinstance(value, Mapping)
+            and set(value)
+            == {
+                "kernel",
+                "expansion",
+            }
+        ):
             if not all(type(number) is int for number in value.values()):
                 raise InvalidInputError("mbconv: kernel and expansion must be whole numbers")
             return MBConv(value["kernel"], value["expansion"])

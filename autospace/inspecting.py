@@ -29,6 +29,7 @@ __all__ = [
     "file_kind",
     "inspect_file",
     "layer_table",
+    "network_of",
     "owner_of",
     "table_csv",
     "times_by_owner",
@@ -311,10 +312,9 @@ def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 # -- checkpoints and cards ------------------------------------------------------------------------
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+def _checkpoint_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Kind and meta of a checkpoint, and the shapes of its tensors, which are not loaded."""
     from safetensors import SafetensorError, safe_open
-
-    from autospace.space import Architecture
 
     try:
         with safe_open(str(path), framework="np") as opened:
@@ -328,7 +328,14 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise InvalidInputError(f"{path}: a safetensors file of another program")
     meta = header.get("meta")
-    meta = dict(meta) if isinstance(meta, dict) else {}
+    return {"kind": header["kind"], "meta": meta if isinstance(meta, dict) else {}}, shapes
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    from autospace.space import Architecture
+
+    header, shapes = _checkpoint_header(path)
+    meta = dict(header["meta"])
     document = meta.pop("architecture", None)
     found: dict[str, Any] = {
         "of": header["kind"].removeprefix("autospace."),
@@ -352,6 +359,28 @@ def _read_card(path: Path) -> dict[str, Any]:
     summary = card.summary()
     summary.pop("path", None)
     return {**summary, "table": list(card.table())}
+
+
+def network_of(path: Path, kind: str) -> Architecture | None:
+    """The network that a file holds or carries along; None where there is none.
+
+    Args:
+        path: a file that `inspect_file` accepted.
+        kind: what it found.
+    """
+    from autospace.space import Architecture
+
+    if kind == "architecture":
+        return Architecture.load(path)
+    if kind == "onnx":
+        from autospace.onnx_export import architecture_of_onnx
+        from devices.onnx_files import parse_onnx
+
+        return architecture_of_onnx(parse_onnx(path.read_bytes(), str(path)))
+    if kind == "checkpoint":
+        document = _checkpoint_header(path)[0]["meta"].get("architecture")
+        return Architecture.from_json(document) if isinstance(document, dict) else None
+    return None
 
 
 # -- ONNX -----------------------------------------------------------------------------------------

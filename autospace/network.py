@@ -166,7 +166,8 @@ def weight_decay_groups(
     parameters: Iterator[tuple[str, nn.Parameter]], weight_decay: float
 ) -> list[dict[str, object]]:
     """Parameter groups in which batch norm and biases are not decayed."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for _, parameter in parameters:
         (decayed if parameter.ndim > 1 else free).append(parameter)
     return [

@@ -278,7 +278,10 @@ def check_outputs(
     network.eval()
     with torch.no_grad():
         expected = torch.cat(
-            [network(torch.from_numpy(chunk)) for chunk in np.split(images[:usable], usable // batch)]
+            [
+                network(torch.from_numpy(chunk))
+                for chunk in np.split(images[:usable], usable // batch)
+            ]
         ).numpy()
     compiled = runtime.compile(model.SerializeToString(), settings)
     with runtime.load(compiled, settings) as session:

@@ -6,7 +6,6 @@ second process in the same folder is refused, and so is another configuration.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -80,13 +79,6 @@ class _Run:
             num_classes=self.data.num_classes,
         )
         return replace(target, width_mult=self.config.target.width_mult)
-
-    @property
-    def limits(self) -> dict[str, str | None]:
-        return {
-            "budget": self.config.target.budget or None,
-            "latency": self.config.target.latency or None,
-        }
 
     def device(self) -> steps.Device:
         return steps.open_device(self.path("device.card"))
@@ -276,7 +268,8 @@ def _likely_space(target: Skeleton, seed: Seed) -> SearchSpace:
 
 def _evolve(run: _Run, progress: Progress) -> None:
     space = steps.evolve(
-        **run.limits,
+        budget=run.config.target.budget or None,
+        latency=run.config.target.latency or None,
         device=run.device(),
         skeleton=run.target,
         data=run.data,
@@ -294,7 +287,8 @@ def _evolve(run: _Run, progress: Progress) -> None:
 def _search(run: _Run, progress: Progress) -> None:
     result = steps.search(
         SearchSpace.load(run.path("space.json")),
-        **run.limits,
+        budget=run.config.target.budget or None,
+        latency=run.config.target.latency or None,
         device=run.device(),
         data=run.data,
         options=run.config.search,
@@ -341,9 +335,7 @@ def _export(run: _Run, progress: Progress) -> None:
 def _benchmark(run: _Run, progress: Progress) -> None:
     """Fresh measurements; more of them while the estimate fits and its bound does not yet."""
     device, visits = run.device(), run.config.benchmark.visits
-    limit_ms = next(
-        (one["value"] for one in _limits(run) if one["metric"] == "latency_ms"), None
-    )
+    limit_ms = next((one["value"] for one in _limits(run) if one["metric"] == "latency_ms"), None)
     for attempt in range(_MOST_MEASUREMENTS):
         result = steps.benchmark(
             [run.path("model.onnx")],

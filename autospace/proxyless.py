@@ -74,7 +74,7 @@ class SearchOptions:
     learning_rate: float = 0.05
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
-    alpha_rate: float = 0.1
+    alpha_rate: float = 0.2
     constraint: ConstraintForm = "lagrangian"
     constraint_rate: float = 0.1
     constraint_weight: float = 0.6

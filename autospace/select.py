@@ -8,16 +8,20 @@ networks come from no-good cuts. Log probabilities only propose; others decide.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autospace.cost import CostTable, Limit, format_cost
 from devices.errors import UsageError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["check_limits", "select"]
 
 _FLOOR = 1e-9
-_FEASIBLE = 0
+_SOLVED = 0
 
 
 def check_limits(tables: Sequence[CostTable], limits: Sequence[Limit]) -> None:
@@ -44,6 +48,9 @@ def select(
     tables: Sequence[CostTable],
     limits: Sequence[Limit],
     count: int = 1,
+    *,
+    use: float = 0.0,
+    exclude: Sequence[Sequence[int]] = (),
 ) -> list[tuple[int, ...]]:
     """The most probable networks within the limits, best first.
 
@@ -52,56 +59,101 @@ def select(
         tables: one for each limit, of the same shape.
         limits: upper bounds that all hold.
         count: how many different networks.
+        use: the share of at least one limit that a network has to use; 0 asks for nothing.
+        exclude: candidate indices of networks not to be found again.
 
     Returns:
         Candidate indices of each network; fewer than ``count`` when no more exist.
 
     Raises:
-        UsageError: a limit is below the smallest network, or no network keeps all of them.
+        UsageError: a limit is below the smallest network.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array, vstack
-
     check_limits(tables, limits)
-    sizes = [len(row) for row in probabilities]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    score = np.log(np.maximum(np.concatenate([np.asarray(row) for row in probabilities]), _FLOOR))
-    one_each = np.zeros((len(sizes), starts[-1]))
-    for block in range(len(sizes)):
-        one_each[block, starts[block] : starts[block + 1]] = 1
-    rows = [one_each]
-    low, high = [np.ones(len(sizes))], [np.ones(len(sizes))]
-    for table, limit in zip(tables, limits, strict=True):
-        # Scaled to 1, so that the solver's absolute tolerance is a relative one here.
-        rows.append(np.concatenate([np.asarray(row) for row in table.values])[None] / limit.value)
-        low.append(np.array([-np.inf]))
-        high.append(np.array([1 - table.fixed / limit.value]))
+    problem = _Knapsack(probabilities, tables, limits)
+    for choice in exclude:
+        problem.cut(choice)
+    active: Sequence[int | None] = range(len(limits)) if use and limits else (None,)
     found: list[tuple[int, ...]] = []
     while len(found) < count:
+        solved = [
+            choice for choice in (problem.solve(one, use) for one in active) if choice is not None
+        ]
+        if not solved:
+            break
+        found.append(max(solved, key=problem.log_probability))
+        problem.cut(found[-1])
+    return found
+
+
+class _Knapsack:
+    """The integer program; constraint matrices grow by a row for each cut."""
+
+    def __init__(
+        self,
+        probabilities: Sequence[Sequence[float]],
+        tables: Sequence[CostTable],
+        limits: Sequence[Limit],
+    ):
+        self.sizes = [len(row) for row in probabilities]
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.scores = np.log(
+            np.maximum(np.concatenate([list(row) for row in probabilities]), _FLOOR)
+        )
+        one_each = np.zeros((len(self.sizes), self.starts[-1]))
+        for block, (start, size) in enumerate(zip(self.starts, self.sizes, strict=False)):
+            one_each[block, start : start + size] = 1
+        self.rows = [one_each]
+        self.low, self.high = [np.ones(len(self.sizes))], [np.ones(len(self.sizes))]
+        # Scaled to 1, so that the solver's absolute tolerance is a relative one here.
+        self.costs = [
+            np.concatenate([list(row) for row in table.values])[None] / limit.value
+            for table, limit in zip(tables, limits, strict=True)
+        ]
+        self.fixed = [
+            table.fixed / limit.value for table, limit in zip(tables, limits, strict=True)
+        ]
+        for cost, fixed in zip(self.costs, self.fixed, strict=True):
+            self._require(cost, -np.inf, 1 - fixed)
+
+    def _require(self, row: NDArray[np.float64], low: float, high: float) -> None:
+        self.rows.append(row)
+        self.low.append(np.array([low]))
+        self.high.append(np.array([high]))
+
+    def cut(self, choice: Sequence[int]) -> None:
+        """Makes one network infeasible (a no-good cut)."""
+        row = np.zeros((1, self.starts[-1]))
+        row[0, [self.starts[block] + index for block, index in enumerate(choice)]] = 1
+        self._require(row, -np.inf, len(self.sizes) - 1.0)
+
+    def log_probability(self, choice: Sequence[int]) -> float:
+        """Σ log p of a network."""
+        return float(
+            sum(self.scores[self.starts[block] + index] for block, index in enumerate(choice))
+        )
+
+    def solve(self, active: int | None, use: float) -> tuple[int, ...] | None:
+        """The most probable network; with ``active``, that uses its share of this limit."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
+        rows, low, high = list(self.rows), list(self.low), list(self.high)
+        if active is not None:
+            rows.append(self.costs[active])
+            low.append(np.array([use - self.fixed[active]]))
+            high.append(np.array([np.inf]))
         result = milp(
-            -score,
-            integrality=np.ones(starts[-1]),
+            -self.scores,
+            integrality=np.ones(self.starts[-1]),
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(
-                vstack([csr_array(row) for row in rows]),
-                np.concatenate(low),
-                np.concatenate(high),
+                csr_array(np.concatenate(rows)), np.concatenate(low), np.concatenate(high)
             ),
             options={"mip_rel_gap": 0.0},
         )
-        if result.status != _FEASIBLE or result.x is None:
-            break
-        choice = tuple(
-            int(np.argmax(result.x[starts[block] : starts[block + 1]]))
-            for block in range(len(sizes))
+        if result.status != _SOLVED or result.x is None:
+            return None
+        return tuple(
+            int(np.argmax(result.x[start : start + size]))
+            for start, size in zip(self.starts, self.sizes, strict=False)
         )
-        found.append(choice)
-        cut = np.zeros((1, starts[-1]))
-        cut[0, [starts[block] + index for block, index in enumerate(choice)]] = 1
-        rows.append(cut)
-        low.append(np.array([-np.inf]))
-        high.append(np.array([len(sizes) - 1.0]))
-    if not found:
-        named = " and ".join(str(limit) for limit in limits)
-        raise UsageError(f"limits {named}: no network of the space keeps all of them; raise one")
-    return found

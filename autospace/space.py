@@ -7,11 +7,11 @@ The hash covers what the network is, not where it came from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from autospace.files import content_hash, read_document, write_json
 from autospace.genotype import REFERENCE_CELLS, Block, Cell, MBConv, Zero, block_from_json
@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 PLAIN_BLOCK = MBConv(3, 6)
 """The release's networks hold plain MBConv blocks beside the cells: a candidate everywhere."""
 
+_T = TypeVar("_T")
 _SPACE = "autospace.space"
 _ARCHITECTURE = "autospace.architecture"
 
@@ -255,7 +256,7 @@ def _layers(document: list[Any]) -> tuple[tuple[Cell, ...], ...]:
     return tuple(layers)
 
 
-def _at(where: str, read: Any, value: Any) -> Any:
+def _at(where: str, read: Callable[[Any], _T], value: Any) -> _T:
     """Calls a reader and puts the place before its error."""
     try:
         return read(value)
@@ -320,7 +321,8 @@ def _released_network(document: Mapping[str, Any]) -> Architecture:
     blocks: list[Block] = []
     for index, entry in enumerate(_list(document, "blocks")[1:]):
         layer = entry.get("mobile_inverted_conv") if isinstance(entry, dict) else None
-        name = layer.get("name") if isinstance(layer, dict) else None
+        layer = layer if isinstance(layer, dict) else {}
+        name = layer.get("name")
         if name == "Motif":
             try:
                 matrix = json.loads(layer["build_graph"])

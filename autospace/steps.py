@@ -159,9 +159,7 @@ def target_skeleton(
             in_channels=data.channels,
             num_classes=data.num_classes,
         )
-    return replace(
-        skeleton, resolution=resolution or skeleton.resolution, width_mult=width_mult
-    )
+    return replace(skeleton, resolution=resolution or skeleton.resolution, width_mult=width_mult)
 
 
 def load_proxy(
@@ -280,9 +278,7 @@ def profile(
     )
 
 
-def space_networks(
-    space: SearchSpace, seed: Seed, batch: int = 1
-) -> dict[str, onnx.ModelProto]:
+def space_networks(space: SearchSpace, seed: Seed, batch: int = 1) -> dict[str, onnx.ModelProto]:
     """Networks that between them hold every candidate of every block of a space."""
     from autospace.onnx_export import onnx_for_cost
 
@@ -582,8 +578,13 @@ def export(
     import numpy as np
 
     from autospace.network import build_network
-    from autospace.onnx_export import architecture_metadata, build_onnx, check_outputs
-    from autospace.onnx_export import folded_weights, write_onnx
+    from autospace.onnx_export import (
+        architecture_metadata,
+        build_onnx,
+        check_outputs,
+        folded_weights,
+        write_onnx,
+    )
     from autospace.training import TrainedNetwork
 
     check_writable(path)

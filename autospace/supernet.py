@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autospace.genotype import EXPANSIONS, Block, Cell, Zero
+from autospace.genotype import EXPANSIONS, Block, Cell
 from autospace.graph import INPUT, Node, block_nodes, network_nodes
 from autospace.network import NodeGraph, apply_node, initialise, node_module
 from autospace.operations import KernelReading, Operation

@@ -9,13 +9,13 @@ of candidates, keeps the limit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autospace.cost import CostTable, Limit
+from autospace.cost import CostTable
 from autospace.data import Data
 from autospace.events import Progress, silent
 from autospace.files import content_hash, write_json
@@ -33,6 +33,7 @@ Measure = Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]
 """Measures networks on the device, interleaved; names are the architectures' hashes."""
 
 _SLACK = 0.05
+_ROOM = 0.98
 _CONFIDENCE = 0.95
 
 
@@ -131,7 +132,7 @@ def choose_network(
     digest = _digest(searched)
     total = options.rounds * (options.proposals + 1)
     for number in range(1, options.rounds + 1):
-        choices = _proposals(searched, factor, options.proposals, first=number == 1)
+        choices = _proposals(searched, factor, options.proposals, list(accuracies))
         if not choices:
             break
         for place, choice in enumerate(choices):
@@ -139,10 +140,9 @@ def choose_network(
                 min(1.0, ((number - 1) * (options.proposals + 1) + place) / total),
                 f"round {number}: candidate {place + 1} of {len(choices)}",
             )
-            if choice not in accuracies:
-                network = searched.net.extract(choice)
-                recalibrate_norms(network, data, seed)
-                accuracies[choice] = accuracy(network, data, data.validation)
+            network = searched.net.extract(choice)
+            recalibrate_norms(network, data, seed)
+            accuracies[choice] = accuracy(network, data, data.validation)
         architectures = {choice: searched.architecture(choice) for choice in choices}
         if measure is not None:
             fresh = {a.hash: a for a in architectures.values() if a.hash not in known}
@@ -180,25 +180,30 @@ def choose_network(
 
 
 def _proposals(
-    searched: SearchedNet, factor: float, count: int, first: bool
+    searched: SearchedNet, factor: float, count: int, seen: Sequence[tuple[int, ...]]
 ) -> list[tuple[int, ...]]:
+    """New networks that use a limit well; the plainly most probable one is always among them."""
     tables = [
-        table.scaled(factor) if table.metric == "latency_ms" else table
-        for table in searched.tables
+        table.scaled(factor) if table.metric == "latency_ms" else table for table in searched.tables
     ]
     # Room for the measurement's own interval: the bound, not the estimate, has to fit.
     limits = [
-        Limit(limit.metric, limit.value * 0.98, limit.text)
-        if limit.metric == "latency_ms"
-        else limit
+        replace(limit, value=limit.value * _ROOM) if limit.metric == "latency_ms" else limit
         for limit in searched.limits
     ]
     try:
-        return select(searched.probabilities, tables, limits, count)
+        found = select(searched.probabilities, tables, limits, 1, exclude=seen) if not seen else []
+        for use in (1 - _SLACK / 2, 1 - 2 * _SLACK, 0.0):
+            if len(found) < count:
+                found += select(
+                    searched.probabilities, tables, limits, count - len(found),
+                    use=use, exclude=[*seen, *found],
+                )  # fmt: skip
+        return found
     except UsageError:
-        if not first:
-            return []
         # The very smallest network may fit by measurement though not by the narrowed prediction.
+        if seen:
+            return []
         return select(searched.probabilities, searched.tables, searched.limits, count)
 
 
@@ -253,9 +258,7 @@ def _better(best: Candidate | None, candidates: Sequence[Candidate]) -> Candidat
 
 
 def _digest(searched: SearchedNet) -> str:
-    return content_hash(
-        [searched.space.hash, [limit.to_json() for limit in searched.limits]]
-    )
+    return content_hash([searched.space.hash, [limit.to_json() for limit in searched.limits]])
 
 
 def _write(

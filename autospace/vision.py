@@ -45,9 +45,9 @@ def torchvision() -> ModuleType:
             ) from None
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _MISSING:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
     module = importlib.import_module("torchvision")

@@ -5,12 +5,16 @@ interleaved with those of other models, and a small sentinel network is timed be
 The sentinel says how fast the machine was just then.
 
 `latency_ms` is one defined statistic wherever it appears: the latency of the undisturbed device.
-A visit's value is the median of its samples. A visit *accepted* by the sentinel (within
-`ACCEPT_RATIO` of the reference) counts as it is; another is *corrected*, divided by the sentinel's
-slowdown; one during which the sentinel itself changed by more than `STEADY_RATIO` is left out
-unless nothing else is there. With `QUANTILE_VISITS` such visits or more, `latency_ms` is the 10th
-percentile of these values; with fewer, where a low quantile would be luck, it is the median of the
-values all divided by the slowdown.
+A visit's value is the median of its samples. The sentinel *accepts* a visit when it was within
+`ACCEPT_RATIO` of its reference, and *corrects* one by its slowdown; a visit during which the
+sentinel itself changed by more than `STEADY_RATIO` is left out unless nothing else is there.
+
+- With `QUANTILE_VISITS` accepted visits or more: the 10th percentile of their values.
+- Else, with `FEW_VISITS` accepted ones: the median of their corrected values.
+- Else: the median of the corrected values of all visits.
+
+Slow phases do not hit every network as they hit the sentinel, so that corrected values of slow
+visits are used only where there is nothing better; see docs/adr/0010-measuring-with-a-sentinel.md.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACCEPT_RATIO",
+    "FEW_VISITS",
     "QUANTILE_VISITS",
     "STEADY_RATIO",
     "Measurement",
@@ -46,7 +51,9 @@ ACCEPT_RATIO = 1.06
 STEADY_RATIO = 1.15
 """A sentinel that changes by more than this during a visit cannot say how fast the machine was."""
 QUANTILE_VISITS = 8
-"""From so many visits on, the 10th percentile is taken instead of the corrected median."""
+"""From so many accepted visits on, a low quantile is no longer luck."""
+FEW_VISITS = 3
+"""With so many accepted visits, the others are not needed."""
 _LOW_QUANTILE = 0.10
 _BOOTSTRAPS = 400
 _FLOOR_AT_8_VISITS = 0.013
@@ -348,13 +355,13 @@ def _statistic(values: Array, slowdowns: Array, steady: npt.NDArray[np.bool_]) -
     import numpy as np
 
     usable = np.where(steady.any(axis=1, keepdims=True), steady, True)
-    corrected = values / slowdowns
-    accepted = (slowdowns <= ACCEPT_RATIO) & (slowdowns >= 1 / ACCEPT_RATIO)
-    adjusted = np.where(accepted, values, corrected)
+    accepted = usable & (slowdowns <= ACCEPT_RATIO) & (slowdowns >= 1 / ACCEPT_RATIO)
+    count = accepted.sum(axis=1, keepdims=True)
+    chosen = np.where(count >= FEW_VISITS, accepted, usable)
     return np.where(
-        usable.sum(axis=1) < QUANTILE_VISITS,
-        _row_quantile(corrected, usable, 0.5),
-        _row_quantile(adjusted, usable, _LOW_QUANTILE),
+        count[:, 0] >= QUANTILE_VISITS,
+        _row_quantile(values, chosen, _LOW_QUANTILE),
+        _row_quantile(values / slowdowns, chosen, 0.5),
     )
 
 

@@ -7,6 +7,14 @@ no runtime.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latency.card import DeviceCard
+    from latency.kernel import Kernel, KernelGraph, KernelNode
+    from latency.measure import Measurement, measure_models
+    from latency.predictor import KernelPrediction, Prediction, Predictor
+    from latency.profile import profile_device
 
 _HOMES = {
     "DeviceCard": "card",

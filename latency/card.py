@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APPLICATION_ID",
     "SCHEMA_VERSION",
+    "STATISTICS",
     "CardNetwork",
     "CardVisit",
     "CardWriter",
@@ -45,6 +46,9 @@ APPLICATION_ID = 0x41535044
 """Marks the SQLite file as a device card ("ASPD")."""
 SCHEMA_VERSION = 1
 """Of the tables below; a card with a higher one is refused."""
+
+STATISTICS = ("p50", "p90", "p99")
+"""Percentiles of the samples as seen, see `devices.measurement.Measurement`."""
 
 _MAGIC = b"SQLite format 3\x00"
 _SCHEMA = """
@@ -257,6 +261,31 @@ class DeviceCard:
             simulated=self.simulated,
         )
 
+    def ratio(self, statistic: str) -> float:
+        """How a statistic as seen, disturbance included, compares to `latency_ms`.
+
+        Args:
+            statistic: "p50", "p90" or "p99".
+
+        Returns:
+            Median over the card's networks of that statistic divided by `latency_ms`.
+
+        Raises:
+            InvalidInputError: there is no such statistic, or nothing was measured yet.
+        """
+        if statistic not in STATISTICS:
+            raise InvalidInputError(
+                f"statistic {statistic!r}: unknown; choose one of {', '.join(STATISTICS)}."
+            )
+        ratios = sorted(
+            getattr(found, f"{statistic}_ms") / found.latency_ms
+            for found in (self.measurement(n) for n in self.networks if n.visits)
+        )
+        middle = _rank(ratios, 0.5)
+        if middle is None:
+            raise InvalidInputError(f"{self.path}: nothing measured yet; profile the device again.")
+        return middle
+
     def summary(self) -> dict[str, Any]:
         """What is in the card, as a JSON object for people and machines."""
         visited = [network for network in self.networks if network.visits]
@@ -284,6 +313,7 @@ class DeviceCard:
                 "median": _rank(disagreements, 0.5),
                 "p90": _rank(disagreements, 0.9),
             },
+            "as_seen": {name: self.ratio(name) for name in STATISTICS} if visited else None,
             "validation": self.validation,
         }
 

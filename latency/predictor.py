@@ -406,18 +406,27 @@ class Predictor:
     def _half_width(self, measured_share: float) -> float:
         """Half-width of the interval of the logarithm, for a network with that share looked up.
 
-        Networks of which most was measured are judged by others like them, where there are enough.
+        Networks of which most was measured are judged by others like them. Where there are too few,
+        errors of all networks are compared after division by how difficult each was (normalised
+        conformal prediction).
         """
         mostly = measured_share >= _MOSTLY_MEASURED
         group = [s.error for s in self._scores if (s.measured_share >= _MOSTLY_MEASURED) == mostly]
-        if len(group) < _MIN_SCORES:
-            group = [s.error for s in self._scores]
-        ordered = sorted(group)
-        rank = math.ceil((len(ordered) + 1) * INTERVAL)
-        if rank <= len(ordered):
-            return ordered[rank - 1]
-        # Too few networks for the quantile: beyond the largest error seen, by the usual slope.
-        return max(ordered[-1] * 1.5, 0.1)
+        if len(group) >= _MIN_SCORES:
+            return _conformal_quantile(group)
+        scaled = [s.error / self._difficulty(s.measured_share) for s in self._scores]
+        return _conformal_quantile(scaled) * self._difficulty(measured_share)
+
+    def _difficulty(self, measured_share: float) -> float:
+        """Expected error of a network with that share looked up, as a part of one with none.
+
+        Kernels looked up are still as far off as sums of measured kernels are, and doubly so, since
+        they were measured inside other networks.
+        """
+        regressed = max(_rank([s.error for s in self._scores], INTERVAL), 1e-9)
+        summed = _rank([abs(math.log(s.summed_ms / s.whole_ms)) for s in self._scores], INTERVAL)
+        looked_up = min(1.0, max(0.1, 2 * summed / regressed))
+        return looked_up + (1 - looked_up) * (1 - measured_share)
 
     def _warnings(self, nodes: Sequence[KernelNode], unknown: Mapping[str, int]) -> tuple[str, ...]:
         lines = list(self._card_warnings)
@@ -434,6 +443,22 @@ class Predictor:
     @cached_property
     def _card_warnings(self) -> tuple[str, ...]:
         return self.card.check_usable(allow_mismatch=True)
+
+
+def _rank(values: Sequence[float], share: float) -> float:
+    """The value at that share of the sorted values."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _conformal_quantile(errors: Sequence[float]) -> float:
+    """The error that one more network stays below with probability `INTERVAL`."""
+    ordered = sorted(errors)
+    rank = math.ceil((len(ordered) + 1) * INTERVAL)
+    if rank <= len(ordered):
+        return ordered[rank - 1]
+    # Too few networks for the quantile: half as much again as the largest error seen.
+    return max(ordered[-1] * 1.5, 0.1)
 
 
 def _errors(ratios: Sequence[float]) -> dict[str, float]:

@@ -54,10 +54,12 @@ _CHANNELS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 
 # A probe should take milliseconds, not seconds, and load quickly: visits are short and many.
 _MAX_LAYER_MADDS = 60_000_000
 _MAX_LIGHT_MADDS = 90_000_000
-_MAX_HEAVY_MADDS = 200_000_000
+_MAX_HEAVY_MADDS = 300_000_000
 _MAX_LIGHT_WEIGHTS = 500_000
-_MAX_HEAVY_WEIGHTS = 5_000_000
+_MAX_HEAVY_WEIGHTS = 7_000_000
 _HEAVY_SHARE = 0.6
+_EARLY_POOL = 0.06
+"""Large maps are pooled more often than small ones, as after the stem of many networks."""
 _MAX_CHANNELS = 1280
 
 
@@ -473,7 +475,7 @@ def _channels(rng: np.random.Generator, width: int, side: int, limit: int = 400)
 
     Sometimes any whole number, so that remainders modulo the vector width are seen too.
     """
-    typical = min(max(8.0, 3600.0 / side), float(limit))
+    typical = min(max(8.0, 4500.0 / side), float(limit))
     drawn = math.exp(rng.normal(math.log(math.sqrt(typical * max(width, 8))), 0.5))
     if rng.random() < 0.25:
         return max(4, min(limit, round(drawn)))
@@ -514,6 +516,8 @@ def _size(spec: ProbeSpec) -> tuple[int, int]:
 def _sample_layer(rng: np.random.Generator, width: int, side: int, first: bool) -> LayerSpec:
     """One layer for a map of that width and side."""
     kind = "dense" if first else str(rng.choice(list(_KIND_ODDS), p=list(_KIND_ODDS.values())))
+    if not first and side >= 56 and rng.random() < _EARLY_POOL:
+        kind = "pool"
     kernel = int(rng.choice((3, 5, 7), p=(0.65, 0.25, 0.10)))
     stride = 2 if side > 7 and rng.random() < (0.8 if first else 0.25) else 1
     activation = str(rng.choice(ACTIVATIONS, p=(0.28, 0.27, 0.15, 0.15, 0.15)))

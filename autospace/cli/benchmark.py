@@ -52,9 +52,7 @@ def command(
     for warning in opened.warnings:
         session.note(f"warning: {warning}")
     with session.progress("measuring") as progress:
-        result = step.benchmark(
-            models, opened, visits=visits, seed=session.seed, progress=progress
-        )
+        result = step.benchmark(models, opened, visits=visits, seed=session.seed, progress=progress)
     result.save(output)
     session.say(f"on {result.device}; latency is that of the undisturbed device, in ms")
     session.table(

@@ -69,9 +69,7 @@ def command(
         )
     check_data_name(data)
     check_writable(output)
-    options = TrainOptions(
-        epochs=epochs, batch=batch, learning_rate=learning_rate, holdout=holdout
-    )
+    options = TrainOptions(epochs=epochs, batch=batch, learning_rate=learning_rate, holdout=holdout)
     options.check()
     architecture = Architecture.load(arch)
     images = step.load_proxy(data, data_root, architecture.skeleton, resolution)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -179,8 +179,9 @@ def _thinned(series: Series) -> tuple[list[float], list[float]]:
     return means(series.x), means(series.y)
 
 
-_STYLE: Mapping[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "svg.hashsalt": "autospace",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],

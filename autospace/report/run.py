@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ __all__ = ["RunFolder", "number", "numbers", "records"]
 
 _T = TypeVar("_T")
 
+_LARGEST = 1e18
 _FILES = (
     "config.toml",
     "state.json",
@@ -35,13 +35,10 @@ _FILES = (
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None for anything else."""
+    """A number that a run can have measured, or None for anything else, infinity included."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if abs(value) <= _LARGEST else None
 
 
 def numbers(value: object) -> dict[str, float]:

@@ -16,6 +16,7 @@ __all__ = ["Cell", "Figure", "Section", "Table", "Verdict", "all_sections", "ver
 
 Tone = Literal["kept", "failed", "open"]
 _NONE = "–"
+_LABELS = {"memory_gib": "memory (GiB)", "clock_mhz": "clock (MHz)", "cpu": "processor"}
 _METRICS = {"madds": "multiply-adds", "latency_ms": "latency"}
 
 
@@ -133,6 +134,11 @@ def _interval(low: object, high: object) -> str:
     return "" if first is None or last is None else f"90 % interval {first:.3g} to {last:.3g} ms"
 
 
+def _range(low: object, high: object) -> str:
+    first, last = number(low), number(high)
+    return _NONE if first is None or last is None else f"{first:.3g}–{last:.3g} ms"
+
+
 def _duration(seconds: object) -> str:
     found = number(seconds)
     if found is None:
@@ -198,7 +204,9 @@ def verdict_of(run: RunFolder) -> Verdict:
     else:
         missed = "; ".join(_said_of_limit(entry) for entry in broken)
         sentence = "No network found keeps every limit" + (
-            f": {missed}." if missed else ", and the verdict names no limit that was missed."
+            f": {missed}."
+            if missed
+            else ", although none was missed by the network shown here: see the warnings."
         )
     measured = verdict.get("measured_ms")
     predicted = verdict.get("predicted_ms")
@@ -207,8 +215,9 @@ def verdict_of(run: RunFolder) -> Verdict:
     remark = [_interval(verdict.get("predicted_low_ms"), verdict.get("predicted_high_ms"))]
     if coverage is not None:
         remark.append(f"coverage {_percent(coverage)}")
+    trained = number(verdict.get("accuracy")) is not None
     figures = [
-        ("accuracy", accuracy, "on the test images"),
+        ("accuracy", accuracy, "on the test images" if trained else "not trained"),
         ("multiply-adds", _count(verdict.get("madds")), "for one image at the target"),
         ("parameters", _count(verdict.get("params")), ""),
     ]
@@ -257,14 +266,17 @@ def _slack(entry: Mapping[str, Any]) -> float | None:
 
 def _said_of_limit(entry: Mapping[str, Any]) -> str:
     metric, slack = str(entry["metric"]), _slack(entry)
-    found = f"{_METRICS.get(metric, metric)} {_short_cost(metric, entry.get('found'))}"
+    found, bound = _short_cost(metric, entry.get("found")), _short_cost(metric, entry.get("bound"))
+    said = f"{_METRICS.get(metric, metric)} {found}"
+    if bound not in (found, _NONE):
+        said += f" (upper bound {bound})"
     limit = _short_cost(metric, entry.get("value"))
     if entry.get("kept") is True:
         room = "" if slack is None else f", {_percent(slack)} to spare"
-        return f"{found} under {limit}{room}"
+        return f"{said} under {limit}{room}"
     if slack is not None and slack < 0:
-        return f"{found}, {_percent(-slack)} above the limit of {limit}"
-    return f"{found} against a limit of {limit}"
+        return f"{said}, {_percent(-slack)} above the limit of {limit}"
+    return f"{said} against a limit of {limit}"
 
 
 def _short_cost(metric: str, value: object) -> str:
@@ -369,7 +381,9 @@ def _device(run: RunFolder) -> Section:
         ("settings", _plain(card.get("settings"))),
     ]
     if isinstance(environment, Mapping):
-        found += [(str(k).replace("_", " "), _plain(v)) for k, v in environment.items()]
+        found += [
+            (_LABELS.get(k, str(k).replace("_", " ")), _plain(v)) for k, v in environment.items()
+        ]
     found.append(
         ("measured", f"{card.get('kernels')} kernels in {_plain(card.get('networks'))} networks, "
          f"{card.get('visits')} visits")
@@ -458,12 +472,18 @@ def _plot(
     return [Figure(svg, caption)]
 
 
+def _metrics(lines: Sequence[Mapping[str, Any]], field: str) -> list[str]:
+    """The metrics that a log holds; names from a file must not reach a picture's markup."""
+    found = {metric for line in lines for metric in numbers(line.get(field))}
+    return [metric for metric in _METRICS if metric in found]
+
+
 def _cost_plots(
     run: RunFolder, name: str, lines: Sequence[Mapping[str, Any]], x: str
 ) -> list[Figure]:
     """Expected cost against its limit, for every metric that the log holds."""
     values = {entry["metric"]: float(entry["value"]) for entry in run.limits}
-    metrics = sorted({metric for line in lines for metric in numbers(line.get("expected"))})
+    metrics = _metrics(lines, "expected")
     figures: list[Figure] = []
     for metric in metrics:
         bound = values.get(metric)
@@ -551,7 +571,7 @@ def _search(run: RunFolder) -> Section:
     if not log:
         return _missing(run, key, title, "search.jsonl", "the space was not searched yet")
     x = "step"
-    metrics = sorted({metric for line in log for metric in numbers(line.get("multipliers"))})
+    metrics = _metrics(log, "multipliers")
     figures = [
         *_plot("search-loss", log, x,
                {"training": ("train_loss",), "held out": ("validation_loss",)},
@@ -577,7 +597,7 @@ def _candidates(run: RunFolder) -> Section:
     if run.verification is None:
         return _missing(run, key, title, "verification.json", "no candidate was verified yet")
     chosen = run.verification.get("chosen")
-    rows, points, tried = [], [], 0
+    rows, points, tried, any_kept = [], [], 0, False
     rounds = records(run.verification.get("rounds"))
     for entry in rounds:
         for one in records(entry.get("candidates")):
@@ -585,20 +605,25 @@ def _candidates(run: RunFolder) -> Section:
             measured = one.get("measured")
             measured = measured if isinstance(measured, Mapping) else {}
             kept = one.get("kept") is True
+            any_kept = any_kept or kept
             mine = chosen is not None and one.get("hash") == chosen
             predicted, latency = number(one.get("predicted_ms")), number(measured.get("latency_ms"))
-            ends = _interval(measured.get("low_ms"), measured.get("high_ms"))
+            ends = _range(measured.get("low_ms"), measured.get("high_ms"))
+            role = "" if not mine else " (chosen)" if kept else " (nearest)"
             rows.append(
                 (
                     Cell(_plain(entry.get("round"))),
-                    Cell(f"{one.get('hash')}{' (chosen)' if mine else ''}", "mark" if mine else ""),
+                    Cell(
+                        f"{one.get('hash')}{role}",
+                        "mark" if mine else "",
+                    ),
                     Cell("✓ kept" if kept else "✗ missed", "good" if kept else "bad"),
                     Cell(_plain(number(one.get("log_probability")))),
                     Cell(_percent(one.get("validation_accuracy"))),
                     Cell(_count(one.get("madds"))),
                     Cell(_ms(predicted)),
                     Cell(_ms(latency)),
-                    Cell(ends.removeprefix("90 % interval ") or _NONE),
+                    Cell(ends),
                 )
             )
             if predicted is not None and latency is not None:
@@ -617,10 +642,10 @@ def _candidates(run: RunFolder) -> Section:
         f"{tried} candidates in {len(rounds)} rounds."
         + (f" The cost table was scaled by {factors} in turn." if factors else "")
     ]
-    if chosen is None:
+    if not any_kept:
         notes.append("None of them keeps every limit.")
     headings = (
-        "round", "network", "limits", "log probability", "validation", "multiply-adds",
+        "round", "network", "limits", "log p", "validation", "multiply-adds",
         "predicted", "measured", "90 % interval",
     )  # fmt: skip
     tables = (Table("Candidates of each round", headings, tuple(rows), left=3),) if rows else ()
@@ -768,12 +793,7 @@ def _benchmark(run: RunFolder) -> Section:
                 Cell(_plain(one.get("name"))),
                 Cell(_ms(guess)),
                 Cell(_ms(found)),
-                Cell(
-                    _interval(measured.get("low_ms"), measured.get("high_ms")).removeprefix(
-                        "90 % interval "
-                    )
-                    or _NONE
-                ),
+                Cell(_range(measured.get("low_ms"), measured.get("high_ms"))),
                 Cell(_NONE if off is None else f"{off * 100:+.1f} %"),
                 *(Cell(_ms(measured.get(name))) for name in ("p50_ms", "p90_ms", "p99_ms")),
                 Cell(_percent(measured.get("repeatability"))),

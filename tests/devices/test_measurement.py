@@ -48,6 +48,14 @@ class TestStatistic:
         values = [10.0] * 6 + [15.0] * 6
         assert latency_statistic(values, [1.0] * 6 + [1.5] * 6, [True] * 12) == pytest.approx(10.0)
 
+    def test_slow_visits_are_corrected_where_there_is_nothing_better(self) -> None:
+        values, slow = [10.0, 20.0, 21.0], [1.0, 2.0, 2.0]
+        assert latency_statistic(values, slow, [True] * 3) == 10.0
+
+    def test_slow_visits_are_not_needed_with_enough_accepted_ones(self) -> None:
+        values, slow = [10.0] * 8 + [12.0] * 20, [1.0] * 8 + [2.0] * 20
+        assert latency_statistic(values, slow, [True] * 28) == 10.0
+
     def test_unsteady_visits_are_left_out(self) -> None:
         values = [10.0] * 8 + [1.0]
         assert latency_statistic(values, [1.0] * 9, [True] * 8 + [False]) == 10.0

@@ -60,6 +60,13 @@ class TestContent:
         found = real_card.summary()["repeatability"]
         assert found["networks"] == len(real_card.networks) and found["median"] >= 0
 
+    def test_statistics_as_seen_compare_to_the_latency(self, simulated_card, real_card) -> None:
+        for name in ("p50", "p90", "p99"):
+            assert simulated_card.ratio(name) == pytest.approx(1.0)
+        assert real_card.ratio("p50") <= real_card.ratio("p90") <= real_card.ratio("p99")
+        with pytest.raises(InvalidInputError, match="'mean'"):
+            real_card.ratio("mean")
+
     def test_table_rows_share_their_columns(self, real_card: DeviceCard) -> None:
         rows = real_card.table()
         assert {tuple(row) for row in rows} == {tuple(rows[0])}
