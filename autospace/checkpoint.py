@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Checkpoint", "load_checkpoint", "optimizer_tensors", "restore_optimizer"]
+__all__ = ["Checkpoint", "load_checkpoint", "optimizer_tensors", "restore_optimizer", "saved_state"]
 
 _HEADER = "autospace"
 
@@ -87,6 +87,23 @@ def load_checkpoint(path: Path, kind: str, what: str) -> Checkpoint:
         reason = str(error).splitlines()[0]
         raise InvalidInputError(f"{path}: not readable ({reason}); expected {what}") from None
     return Checkpoint(kind, tensors, header["meta"])
+
+
+def saved_state(path: Path | None, kind: str, digest: str) -> Checkpoint | None:
+    """The state of an interrupted piece of work, if it was the very same work.
+
+    Args:
+        path: where it would be; None if nothing is saved.
+        kind: of the checkpoint.
+        digest: of everything the work depends on, kept in the header as ``digest``.
+
+    Raises:
+        InvalidInputError: the file is damaged or another program's.
+    """
+    if path is None or not path.exists():
+        return None
+    checkpoint = load_checkpoint(path, kind, "the state of an interrupted run (or remove it)")
+    return checkpoint if checkpoint.meta.get("digest") == digest else None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -28,9 +28,9 @@ from torch.nn import functional
 
 from autospace.checkpoint import (
     Checkpoint,
-    load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
+    saved_state,
 )
 from autospace.cost import Cost, Limit, check_reachable, format_cost
 from autospace.data import Data
@@ -490,7 +490,10 @@ def evolve_space(
         [target.to_json(), asdict(options), seed.root, reading, data.description,
          [limit.to_json() for limit in limits]]
     )  # fmt: skip
-    journal = _resume(run, state, log, digest)
+    saved = saved_state(state, _KIND, digest)
+    if saved is not None:
+        run.restore(saved)
+    journal = Journal(log, keep=saved.meta["lines"] if saved else 0)
     clock = SaveClock()
     started_s, tried_before = time.monotonic(), run.cells_tried
     try:
@@ -530,16 +533,6 @@ def _first_population(options: EvolutionOptions, seed: Seed, layer: int) -> list
         members = list(cells)
         cells.setdefault(mutated(members[int(random.integers(len(members)))], random))
     return [Individual(cell) for cell in cells]
-
-
-def _resume(run: _Evolution, state: Path | None, log: Path | None, digest: str) -> Journal:
-    if state is None or not state.exists():
-        return Journal(log)
-    checkpoint = load_checkpoint(state, _KIND, "an interrupted evolution")
-    if checkpoint.meta["digest"] != digest:
-        return Journal(log)
-    run.restore(checkpoint)
-    return Journal(log, keep=checkpoint.meta["lines"])
 
 
 def _finite(loss: Tensor, where: str) -> float:

@@ -24,9 +24,9 @@ from torch.nn import functional
 
 from autospace.checkpoint import (
     Checkpoint,
-    load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
+    saved_state,
 )
 from autospace.cost import Cost, CostTable, Limit, format_cost
 from autospace.data import Data
@@ -379,12 +379,10 @@ def search_space(
         [space.hash, asdict(options), seed.root, data.description,
          [limit.to_json() for limit in limits]]
     )  # fmt: skip
-    journal = Journal(log)
-    if state is not None and state.exists():
-        checkpoint = load_checkpoint(state, _KIND, "an interrupted search")
-        if checkpoint.meta["digest"] == digest:
-            journal = Journal(log, keep=checkpoint.meta["lines"])
-            run.restore(checkpoint)
+    saved = saved_state(state, _KIND, digest)
+    if saved is not None:
+        run.restore(saved)
+    journal = Journal(log, keep=saved.meta["lines"] if saved else 0)
     clock = SaveClock()
     try:
         while run.step < options.steps:

@@ -22,6 +22,7 @@ from autospace.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
+    saved_state,
 )
 from autospace.data import Data, Split
 from autospace.events import Journal, Progress, SaveClock, silent
@@ -205,14 +206,13 @@ def train_network(
     per_epoch = max(1, len(split) // min(options.batch, len(split)))
     total = per_epoch * options.epochs
     digest = content_hash([adapted.hash, asdict(options), seed.root, data.description])
-    step, epoch_loss, journal = 0, 0.0, Journal(log)
-    if state is not None and state.exists():
-        checkpoint = load_checkpoint(state, _STATE, "an interrupted training")
-        if checkpoint.meta["digest"] == digest:
-            network.load_state_dict(checkpoint.part("net"))
-            restore_optimizer(optimizer, checkpoint.part("optimizer"))
-            step, epoch_loss = checkpoint.meta["step"], checkpoint.meta["epoch_loss"]
-            journal = Journal(log, keep=checkpoint.meta["lines"])
+    step, epoch_loss = 0, 0.0
+    saved = saved_state(state, _STATE, digest)
+    if saved is not None:
+        network.load_state_dict(saved.part("net"))
+        restore_optimizer(optimizer, saved.part("optimizer"))
+        step, epoch_loss = saved.meta["step"], saved.meta["epoch_loss"]
+    journal = Journal(log, keep=saved.meta["lines"] if saved else 0)
 
     def save() -> None:
         if state is not None:

@@ -1,0 +1,5 @@
+"""``python -m autospace``."""
+
+from autospace.cli import main
+
+main()

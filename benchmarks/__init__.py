@@ -1,0 +1,1 @@
+"""Reproducible comparisons; not part of the wheel."""

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autospace.evolution import random_cell
+from autospace.genotype import REFERENCE_CELLS, MBConv, Zero
+from autospace.seeding import Seed
+from autospace.skeleton import Skeleton, Stage
+from autospace.supernet import EvolvingNet, GatedNet
+
+SKELETON = Skeleton(
+    name="test", resolution=12, in_channels=1, num_classes=4, stem_width=8, stem_stride=1,
+    first_width=0, stages=(Stage(8, 2, 1), Stage(12, 2, 2)), head_width=16,
+)  # fmt: skip
+
+
+def _images(count: int = 4, dtype=torch.float32):
+    return torch.randn(count, 1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def _evolving() -> EvolvingNet:
+    return EvolvingNet(SKELETON, "kernel", torch.Generator().manual_seed(0)).double()
+
+
+def _gated(share: bool, candidates=None) -> GatedNet:
+    cells = candidates or [
+        (REFERENCE_CELLS[0], REFERENCE_CELLS[2], MBConv()) + ((Zero(),) if s.has_shortcut else ())
+        for s in SKELETON.blocks
+    ]
+    generator = torch.Generator().manual_seed(0)
+    return GatedNet(SKELETON, cells, "kernel", generator, share=share).double()
+
+
+def test_a_block_is_the_weighted_sum_of_its_cells():
+    """Eq. 3, against each cell computed alone: sharing work must not change the result."""
+    random = Seed(0).generator("cells")
+    bank = _evolving().blocks[0]
+    x = torch.randn(3, 8, 12, 12, dtype=torch.float64)
+    for _ in range(10):
+        cells = [random_cell(random) for _ in range(4)]
+        weights = torch.softmax(torch.randn(4, dtype=torch.float64), 0)
+        together = bank(x, cells, weights)
+        alone = [bank(x, [cell], torch.ones(1, dtype=torch.float64)) for cell in cells]
+        expected = sum(w * y for w, y in zip(weights, alone, strict=True))
+        assert torch.allclose(together, expected, atol=1e-10)
+
+
+def test_every_valid_cell_finds_its_weights():
+    random = Seed(1).generator("cells")
+    net = _evolving()
+    for _ in range(20):
+        cells = [[random_cell(random)] for _ in range(SKELETON.num_layers)]
+        weights = torch.ones(SKELETON.num_layers, 1, dtype=torch.float64)
+        assert net(_images(dtype=torch.float64), cells, weights).shape == (4, 4)
+
+
+def test_alpha_receives_the_gradient_of_eq_4():
+    net = _evolving()
+    cells = [list(REFERENCE_CELLS)] * SKELETON.num_layers
+    alpha = torch.zeros(SKELETON.num_layers, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3])
+
+    def loss(a):
+        logits = net(_images(dtype=torch.float64), cells, torch.softmax(a, 1))
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    (gradient,) = torch.autograd.grad(loss(alpha), alpha)
+    step = torch.zeros_like(alpha)
+    step[1, 2] = 1e-7
+    numeric = (loss(alpha + step) - loss(alpha - step)) / 2e-7
+    assert gradient[1, 2].item() == pytest.approx(numeric.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_gates_receive_the_gradient_of_the_mixed_output(share):
+    net = _gated(share)
+    x, labels = _images(dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    pairs = [(0, 1), (1, 2), (2, 0), (0, 2)]
+
+    def loss(gates):
+        return torch.nn.functional.cross_entropy(net.forward_two(x, pairs, gates), labels)
+
+    gates = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(gates), gates)
+    # The last block's inactive path sees the input that the active ones made: no approximation.
+    step = torch.zeros_like(gates)
+    step[3, 1] = 1e-7
+    numeric = (loss(gates + step) - loss(gates - step)) / 2e-7
+    assert gradient[3, 1].item() == pytest.approx(numeric.item(), rel=1e-4)
+
+
+def test_gates_of_one_and_zero_are_the_active_path():
+    net = _gated(True)
+    x = _images(dtype=torch.float64)
+    gates = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64)
+    mixed = net.forward_two(x, [(1, 0), (3, 1), (0, 2), (1, 3)], gates)
+    assert torch.allclose(mixed, net(x, [1, 3, 0, 1]))
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("path", [(0, 0, 0, 0), (1, 3, 2, 1), (2, 1, 0, 3)])
+def test_an_extracted_path_computes_the_same(share, path):
+    net = _gated(share).float()
+    network = net.extract(path)
+    x = _images()
+    net.train(), network.train()
+    assert torch.allclose(net(x, path), network(x), atol=1e-5)
+
+
+def test_only_the_active_path_trains():
+    net = _gated(False)
+    net(_images(dtype=torch.float64), (0, 0, 0, 0)).sum().backward()
+    for block in net.blocks:
+        for key, layer in block.layers.items():
+            got = all(p.grad is not None for p in layer.parameters())
+            assert got == key.startswith("0/")
+
+
+def test_cells_share_equal_edges_only_when_asked():
+    shared, separate = _gated(True), _gated(False)
+    count = [sum(p.numel() for p in net.parameters()) for net in (shared, separate)]
+    assert count[0] < count[1]

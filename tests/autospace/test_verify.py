@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from autospace.cost import SMALLEST_CELL, CostTable, Limit, MaddsCost
+from autospace.data import load_data
+from autospace.genotype import REFERENCE_CELLS
+from autospace.proxyless import SearchedNet, SearchOptions
+from autospace.seeding import Seed
+from autospace.skeleton import SKELETONS
+from autospace.space import SearchSpace
+from autospace.supernet import GatedNet
+from autospace.verify import choose_network
+from devices.measurement import Measurement, Visit
+
+SPACE = SearchSpace(SKELETONS["tiny"], ((*REFERENCE_CELLS, SMALLEST_CELL),) * 3)
+OPTIONS = SearchOptions(proposals=3, rounds=4)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits", resolution=16)
+
+
+def _searched(limits) -> tuple[SearchedNet, CostTable]:
+    candidates = [SPACE.candidates(index) for index in range(6)]
+    net = GatedNet(SPACE.skeleton, candidates, "kernel", torch.Generator().manual_seed(0))
+    alpha = torch.full((6, max(map(len, candidates))), -torch.inf)
+    for index, blocks in enumerate(candidates):
+        alpha[index, : len(blocks)] = torch.linspace(0, 1, len(blocks))
+    madds = MaddsCost(SPACE.skeleton).table(candidates)
+    latency = CostTable(
+        "latency_ms", madds.fixed / 1e6, tuple(tuple(v / 1e6 for v in row) for row in madds.values)
+    )
+    tables = tuple(madds if limit.metric == "madds" else latency for limit in limits)
+    return SearchedNet(SPACE, net, alpha, tables, tuple(limits)), latency
+
+
+def _device(slower: float, calls: list[int]):
+    """A device on which everything takes `slower` times what the table says."""
+
+    def measure(networks):
+        calls.append(len(networks))
+        return {
+            name: Measurement(
+                name=name,
+                visits=(Visit((architecture.madds / 1e6 * slower,) * 5, 1.0, 1.0),) * 8,
+                sentinel_reference_ms=1.0,
+                runtime="simulated",
+                runtime_version="1",
+                simulated=True,
+            )
+            for name, architecture in networks.items()
+        }
+
+    return measure
+
+
+def test_multiply_adds_alone_need_no_device(data):
+    searched, _ = _searched([Limit("madds", 2e6, "2M")])
+    chosen = choose_network(searched, data, None, options=OPTIONS, seed=Seed(0))
+    assert chosen.kept
+    assert chosen.best.madds <= 2e6
+    assert chosen.best.measured is None
+    assert len(chosen.rounds) == 1
+
+
+@pytest.mark.parametrize("slower", [0.7, 1.0, 1.4])
+def test_the_table_is_recalibrated_until_a_measured_network_fits(data, slower):
+    searched, latency = _searched([Limit("latency_ms", 2.0, "2ms")])
+    calls: list[int] = []
+    chosen = choose_network(
+        searched, data, latency, options=OPTIONS, seed=Seed(0), measure=_device(slower, calls)
+    )
+    assert chosen.kept
+    assert chosen.best.measured.upper_ms() <= 2.0
+    assert chosen.best.measured.latency_ms > 0.85 * 2.0, "the budget should be used"
+    if slower != 1.0:
+        assert chosen.factors[-1] == pytest.approx(slower, rel=0.01)
+
+
+def test_no_network_is_measured_twice(data):
+    searched, latency = _searched([Limit("latency_ms", 2.0, "2ms")])
+    calls: list[int] = []
+    chosen = choose_network(
+        searched, data, latency, options=OPTIONS, seed=Seed(0), measure=_device(1.4, calls)
+    )
+    hashes = [one.architecture.hash for row in chosen.rounds for one in row]
+    assert len(hashes) == len(set(hashes)) == sum(calls)
+
+
+def test_a_device_too_slow_gives_the_nearest_and_says_so(data):
+    searched, latency = _searched([Limit("latency_ms", 2.0, "2ms")])
+    chosen = choose_network(
+        searched, data, latency, options=OPTIONS, seed=Seed(0), measure=_device(50, [])
+    )
+    assert not chosen.kept
+    nearest = min((one for row in chosen.rounds for one in row), key=lambda one: one.excess)
+    assert chosen.best == nearest
+
+
+def test_the_most_accurate_that_fits_is_taken(data):
+    searched, latency = _searched([Limit("latency_ms", 2.0, "2ms")])
+    chosen = choose_network(
+        searched, data, latency, options=OPTIONS, seed=Seed(0), measure=_device(1.0, [])
+    )
+    fitting = [one for row in chosen.rounds for one in row if one.kept]
+    assert chosen.best.validation_accuracy == max(one.validation_accuracy for one in fitting)
+
+
+def test_measurements_of_an_interrupted_verification_are_kept(data, tmp_path):
+    searched, latency = _searched([Limit("latency_ms", 2.0, "2ms")])
+    record = tmp_path / "verification.json"
+    first_calls: list[int] = []
+    options = replace(OPTIONS, rounds=1)
+    choose_network(
+        searched, data, latency, options=options, seed=Seed(0),
+        measure=_device(1.4, first_calls), record=record,
+    )  # fmt: skip
+    again: list[int] = []
+    choose_network(
+        searched, data, latency, options=options, seed=Seed(0),
+        measure=_device(9.9, again), record=record,
+    )  # fmt: skip
+    assert first_calls and not again
