@@ -115,11 +115,11 @@ class CostTable:
         """The cost of the dearest network."""
         return self.fixed + sum(max(row) for row in self.values)
 
-    def scaled(self, factor: float) -> CostTable:
-        """Every entry times a factor (a recalibration by what was measured)."""
+    def recalibrated(self, factor: float, offset: float) -> CostTable:
+        """Every entry times a factor, and the fixed part moved, by what was measured."""
         return CostTable(
             self.metric,
-            self.fixed * factor,
+            max(0.0, self.fixed * factor + offset),
             tuple(tuple(value * factor for value in row) for row in self.values),
         )
 

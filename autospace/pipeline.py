@@ -376,7 +376,11 @@ def _write_verdict(run: _Run, measured: steps.BenchmarkedModel | None) -> None:
         limits.append({**limit, "found": value, "bound": bound, "kept": bound <= limit["value"]})
     kept = all(limit["kept"] for limit in limits) and measured is not None
     prediction = measured.predicted if measured else None
-    warnings = [*device.warnings, *(prediction.warnings if prediction else ())]
+    card = device.card.path
+    warnings = [
+        warning.replace(str(card), card.name)
+        for warning in (*device.warnings, *(prediction.warnings if prediction else ()))
+    ]
     if measured is None:
         warnings.append("no network of the space kept the limits; this is the nearest one")
     write_json(

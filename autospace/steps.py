@@ -132,6 +132,8 @@ def open_device(path: Path, *, allow_mismatch: bool = False) -> Device:
     except MismatchError:
         warnings = card.check_usable(allow_mismatch)
         here = False
+    # By name only: a run folder that was moved says the same.
+    warnings = tuple(warning.replace(str(card.path), card.path.name) for warning in warnings)
     return Device(card, warnings, here)
 
 

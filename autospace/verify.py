@@ -27,13 +27,14 @@ from autospace.training import accuracy, recalibrate_norms
 from devices.errors import InvalidInputError, UsageError
 from devices.measurement import Measurement
 
-__all__ = ["Candidate", "Chosen", "Measure", "choose_network"]
+__all__ = ["Candidate", "Chosen", "Measure", "Recalibration", "choose_network"]
 
 Measure = Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]
 """Measures networks on the device, interleaved; names are the architectures' hashes."""
 
 _SLACK = 0.05
-_ROOM = 0.98
+_ROOM = 0.965
+_PULL = 0.1
 _CONFIDENCE = 0.95
 
 
@@ -79,18 +80,47 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Recalibration:
+    """How predictions are corrected by what was measured: ``factor · predicted + offset``.
+
+    Attributes:
+        factor: on every entry of the table.
+        offset_ms: on its fixed part.
+    """
+
+    factor: float = 1.0
+    offset_ms: float = 0.0
+
+    @staticmethod
+    def fit(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Recalibration:
+        """The line through predicted and measured, in relative least squares.
+
+        Few or equal predictions cannot tell a slope from an offset; a weak pull towards the plain
+        median ratio decides then.
+        """
+        predicted, measured = np.asarray(predicted_ms), np.asarray(measured_ms)
+        ratio = float(np.median(measured / predicted))
+        typical = float(np.median(measured))
+        rows = np.stack([predicted / measured, 1 / measured], 1)
+        pull = np.array([[typical / ratio, 0.0], [0.0, 1.0]]) * (_PULL / typical)
+        goal = np.concatenate([np.ones(len(rows)), pull @ [ratio, 0.0]])
+        factor, offset = np.linalg.lstsq(np.concatenate([rows, pull]), goal, rcond=None)[0]
+        return Recalibration(float(factor), float(offset))
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The end of a search.
 
     Attributes:
         best: the most accurate candidate that keeps every limit, or else the nearest one.
         rounds: the candidates of each round.
-        factors: the recalibration of the latency table in each round.
+        recalibrations: of the latency table, as it was used in each round.
     """
 
     best: Candidate
     rounds: tuple[tuple[Candidate, ...], ...]
-    factors: tuple[float, ...]
+    recalibrations: tuple[Recalibration, ...]
 
     @property
     def kept(self) -> bool:
@@ -126,13 +156,15 @@ def choose_network(
     """
     known = _measured_before(record)
     seed = seed.child("verify")
-    factor, rounds, factors = 1.0, [], []
+    recalibration = Recalibration()
+    rounds: list[tuple[Candidate, ...]] = []
+    used: list[Recalibration] = []
     accuracies: dict[tuple[int, ...], float] = {}
     best: Candidate | None = None
     digest = _digest(searched)
     total = options.rounds * (options.proposals + 1)
     for number in range(1, options.rounds + 1):
-        choices = _proposals(searched, factor, options.proposals, list(accuracies))
+        choices = _proposals(searched, recalibration, options.proposals, list(accuracies))
         if not choices:
             break
         for place, choice in enumerate(choices):
@@ -158,33 +190,36 @@ def choose_network(
             for choice in choices
         )  # fmt: skip
         rounds.append(candidates)
-        factors.append(factor)
+        used.append(recalibration)
         best = _better(best, candidates)
         if record is not None:
-            _write(record, rounds, factors, best if best.kept else None, digest)
+            _write(record, rounds, used, best if best.kept else None, digest)
         if measure is None or latency_table is None:
             break
-        ratios = [
-            one.measured.latency_ms / one.predicted_ms
+        pairs = [
+            (one.predicted_ms, one.measured.latency_ms)
             for row in rounds
             for one in row
             if one.measured is not None and one.predicted_ms
         ]
-        factor = float(np.median(ratios))
-        if best.kept and best.excess > -_SLACK:
+        recalibration = Recalibration.fit(*zip(*pairs, strict=True))
+        if any(one.kept and one.excess > -_SLACK for one in candidates):
             break
     if best is None:
         raise UsageError("search: no network of the space keeps the limits; raise one")
     progress(1.0, "verified" if best.kept else "no candidate keeps the limits")
-    return Chosen(best, tuple(rounds), tuple(factors))
+    return Chosen(best, tuple(rounds), tuple(used))
 
 
 def _proposals(
-    searched: SearchedNet, factor: float, count: int, seen: Sequence[tuple[int, ...]]
+    searched: SearchedNet, recalibration: Recalibration, count: int, seen: Sequence[tuple[int, ...]]
 ) -> list[tuple[int, ...]]:
     """New networks that use a limit well; the plainly most probable one is always among them."""
     tables = [
-        table.scaled(factor) if table.metric == "latency_ms" else table for table in searched.tables
+        table.recalibrated(recalibration.factor, recalibration.offset_ms)
+        if table.metric == "latency_ms"
+        else table
+        for table in searched.tables
     ]
     # Room for the measurement's own interval: the bound, not the estimate, has to fit.
     limits = [
@@ -264,7 +299,7 @@ def _digest(searched: SearchedNet) -> str:
 def _write(
     record: Path,
     rounds: Sequence[Sequence[Candidate]],
-    factors: Sequence[float],
+    used: Sequence[Recalibration],
     best: Candidate | None,
     digest: str,
 ) -> None:
@@ -275,10 +310,11 @@ def _write(
             "rounds": [
                 {
                     "round": number,
-                    "factor": factor,
+                    "factor": recalibration.factor,
+                    "offset_ms": recalibration.offset_ms,
                     "candidates": [one.to_json() for one in row],
                 }
-                for number, (row, factor) in enumerate(zip(rounds, factors, strict=True), 1)
+                for number, (row, recalibration) in enumerate(zip(rounds, used, strict=True), 1)
             ],
             "chosen": best.architecture.hash if best else None,
         },

@@ -74,6 +74,8 @@ def command(
       autospace search --space space.json --budget 300M
       autospace search --space space.json --latency 5ms --budget 300M --device cpu.card
     """
+    from dataclasses import asdict
+
     from autospace import steps as step
     from autospace.data import check_data_name
     from autospace.files import check_writable
@@ -152,7 +154,7 @@ def command(
             "architecture": str(output),
             "kept": chosen.kept,
             "limits": [limit.to_json() for limit in result.limits],
-            "factors": list(chosen.factors),
+            "recalibrations": [asdict(one) for one in chosen.recalibrations],
             "rounds": [[one.to_json() for one in row] for row in chosen.rounds],
             **result.architecture.to_json(),
         }

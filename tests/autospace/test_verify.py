@@ -13,7 +13,7 @@ from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
 from autospace.supernet import GatedNet
-from autospace.verify import choose_network
+from autospace.verify import Recalibration, choose_network
 from devices.measurement import Measurement, Visit
 
 SPACE = SearchSpace(SKELETONS["tiny"], ((*REFERENCE_CELLS, SMALLEST_CELL),) * 3)
@@ -79,7 +79,23 @@ def test_the_table_is_recalibrated_until_a_measured_network_fits(data, slower):
     assert chosen.best.measured.upper_ms() <= 2.0
     assert chosen.best.measured.latency_ms > 0.85 * 2.0, "the budget should be used"
     if slower != 1.0:
-        assert chosen.factors[-1] == pytest.approx(slower, rel=0.01)
+        last = chosen.recalibrations[-1]
+        predicted = chosen.best.predicted_ms
+        assert last.factor * predicted + last.offset_ms == pytest.approx(
+            slower * predicted, rel=0.02
+        )
+
+
+def test_a_slope_and_an_offset_are_told_apart_where_predictions_differ():
+    fitted = Recalibration.fit([1.0, 1.5, 2.0, 3.0], [0.8, 1.4, 2.0, 3.2])
+    assert fitted.factor == pytest.approx(1.2, rel=0.03)
+    assert fitted.offset_ms == pytest.approx(-0.4, abs=0.06)
+
+
+def test_equal_predictions_give_the_plain_ratio():
+    fitted = Recalibration.fit([1.0, 1.0, 1.0], [1.3, 1.3, 1.3])
+    assert fitted.factor + fitted.offset_ms == pytest.approx(1.3, rel=0.01)
+    assert abs(fitted.offset_ms) < 0.2
 
 
 def test_no_network_is_measured_twice(data):
