@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class TargetConfig:
         width_mult: multiplies every width.
         budget: multiply-adds, or a percentage of the reference network's; empty for none.
         latency: a time, or a percentage of the reference network's; empty for none.
+        statistic: what the latency limit is on: latency, p50, p90 or p99.
     """
 
     skeleton: str = "small"
@@ -44,6 +46,7 @@ class TargetConfig:
     width_mult: float = 1.0
     budget: str = ""
     latency: str = ""
+    statistic: str = "latency"
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,22 @@ class RunConfig:
         Raises:
             UsageError: names the field and the rule.
         """
-        from autospace.steps import check_limit_texts
+        from autospace.steps import STATISTICS, check_limit_texts
+        from devices.runtimes import get_runtime
 
         if not self.target.budget and not self.target.latency:
             raise UsageError("[target]: no limit; set budget, latency or both")
         check_limit_texts(self.target.budget or None, self.target.latency or None)
-        find_skeleton(self.target.skeleton)
+        if self.target.statistic not in STATISTICS:
+            raise UsageError(
+                f"[target] statistic {self.target.statistic!r}: must be one of "
+                f"{', '.join(STATISTICS)}"
+            )
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"seed {self.seed}: must be 0 to {2**31 - 1}")
+        skeleton = find_skeleton(self.target.skeleton)
+        resolution = self.target.resolution or skeleton.resolution
+        replace(skeleton, resolution=resolution, width_mult=self.target.width_mult)
         check_data_name(self.data.name)
         for options in (self.evolve, self.search, self.train):
             options.check()
@@ -136,6 +149,12 @@ class RunConfig:
             raise UsageError(f"[benchmark] visits {self.benchmark.visits}: at least 4")
         if not self.device.card and not self.device.rounds and self.device.minutes <= 0:
             raise UsageError(f"[device] minutes {self.device.minutes}: above 0")
+        if self.device.rounds < 0:
+            raise UsageError(f"[device] rounds {self.device.rounds}: 0 or more")
+        if self.device.threads < 1:
+            raise UsageError(f"[device] threads {self.device.threads}: at least 1")
+        if not self.device.card:
+            get_runtime(self.device.runtime)
 
 
 def load_config(path: Path) -> RunConfig:
@@ -146,6 +165,8 @@ def load_config(path: Path) -> RunConfig:
             of the wrong type.
         UsageError: values that cannot be run.
     """
+    if path.is_dir():
+        raise InvalidInputError(f"{path}: is a folder, not a configuration; name the file in it")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -154,7 +175,9 @@ def load_config(path: Path) -> RunConfig:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidInputError(f"{path}: not valid TOML ({reason})") from None
+        raise InvalidInputError(
+            f"{path}: not valid TOML ({reason}); expected a configuration"
+        ) from None
     if not document:
         raise InvalidInputError(f"{path}: empty; expected a configuration with a [target]")
     try:
@@ -190,7 +213,11 @@ def _section(kind: Any, document: Mapping[str, Any], name: str) -> Any:
             )
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
+            if annotation is str:
+                reason += f'; write {key} = "{value}"'
             raise InvalidInputError(f"{where} = {value!r}: {reason}") from None
+        if annotation is float and not math.isfinite(values[key]):
+            raise InvalidInputError(f"{where} = {value!r}: must be a finite number")
     return kind(**values)
 
 

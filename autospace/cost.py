@@ -286,27 +286,18 @@ class LatencyCost(Cost):
         }
 
     def _read(self, blocks: tuple[Block, ...]) -> None:
-        from autospace.onnx_export import onnx_for_cost
+        from autospace.onnx_export import onnx_for_cost, owner_of
 
         model = onnx_for_cost(Architecture(self.skeleton, blocks, self.reading), self._batch)
         prediction = self._predictor.predict(model)
         spent = np.zeros(len(blocks))
         for kernel in prediction.kernels:
-            owner = _owner(kernel.nodes)
-            if owner is not None:
-                spent[owner] += kernel.latency_ms
+            owner = owner_of(kernel.nodes) or ""
+            if owner.startswith("block"):
+                spent[int(owner.removeprefix("block"))] += kernel.latency_ms
         self._fixed.append(prediction.latency_ms - float(spent.sum()))
         for index, block in enumerate(blocks):
             self._known.setdefault((index, block), float(spent[index]))
-
-
-def _owner(nodes: Sequence[str]) -> int | None:
-    """The block that a kernel belongs to, by the names of its ONNX nodes."""
-    for name in nodes:
-        head = name.partition("/")[0]
-        if head.startswith("block") and head[5:].isdigit():
-            return int(head[5:])
-    return None
 
 
 def reference_cost(cost: Cost, cell: Cell = REFERENCE_CELLS[1]) -> float:

@@ -32,6 +32,7 @@ from autospace.checkpoint import (
     restore_optimizer,
     saved_state,
 )
+from autospace.checks import check_rules, finite_loss
 from autospace.cost import Cost, Limit, check_reachable, format_cost
 from autospace.data import Data
 from autospace.events import Journal, Progress, SaveClock, silent
@@ -43,7 +44,6 @@ from autospace.seeding import Seed
 from autospace.skeleton import Skeleton
 from autospace.space import SearchSpace
 from autospace.supernet import EvolvingNet
-from devices.errors import AutospaceError, UsageError
 
 __all__ = ["EvolutionOptions", "Individual", "evolve_space", "mutated", "random_cell"]
 
@@ -92,25 +92,25 @@ class EvolutionOptions:
         Raises:
             UsageError: names the option and the rule.
         """
-        rules = (
-            (self.generations >= 1, f"generations {self.generations}: at least 1"),
-            (0 <= self.warmup < self.generations, f"warmup {self.warmup}: below generations"),
-            (self.sampled >= 2, f"sampled {self.sampled}: at least 2 cells compete"),
-            (self.tournament >= 1, f"tournament {self.tournament}: at least 1"),
+        check_rules(
+            "evolve",
             (
-                self.population >= max(self.tournament, self.sampled, len(REFERENCE_CELLS) + 1),
-                f"population {self.population}: at least the tournament ({self.tournament}), the "
-                f"sampled cells ({self.sampled}) and one more than the references",
+                (self.generations >= 1, f"generations {self.generations}: at least 1"),
+                (0 <= self.warmup < self.generations, f"warmup {self.warmup}: below generations"),
+                (self.sampled >= 2, f"sampled {self.sampled}: at least 2 cells compete"),
+                (self.tournament >= 1, f"tournament {self.tournament}: at least 1"),
+                (
+                    self.population >= max(self.tournament, self.sampled, len(REFERENCE_CELLS) + 1),
+                    f"population {self.population}: at least the tournament ({self.tournament}), the "
+                    f"sampled cells ({self.sampled}) and one more than the references",
+                ),
+                (self.steps >= 1, f"steps {self.steps}: at least 1"),
+                (self.batch >= 2, f"batch {self.batch}: at least 2"),
+                (0 <= self.momentum < 1, f"momentum {self.momentum}: from 0 to below 1"),
+                (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
+                (self.kept >= 1, f"kept {self.kept}: at least 1"),
             ),
-            (self.steps >= 1, f"steps {self.steps}: at least 1"),
-            (self.batch >= 2, f"batch {self.batch}: at least 2"),
-            (0 <= self.momentum < 1, f"momentum {self.momentum}: from 0 to below 1"),
-            (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
-            (self.kept >= 1, f"kept {self.kept}: at least 1"),
         )
-        for good, message in rules:
-            if not good:
-                raise UsageError(f"evolve: {message}")
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class _Evolution:
         loss = functional.cross_entropy(
             self.net(images, cells, torch.softmax(alpha, 1)), labels, label_smoothing=0.1
         )
-        value = _finite(loss, f"evolve, weight step {step}")
+        value = finite_loss(loss, f"evolve, weight step {step}")
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.optimizer.step()
@@ -307,7 +307,7 @@ class _Evolution:
             parameter.requires_grad_(False)
         try:
             loss = functional.cross_entropy(self.net(images, cells, weights), labels)
-            value = _finite(loss, f"evolve, α step {place}")
+            value = finite_loss(loss, f"evolve, α step {place}")
             (gradient,) = torch.autograd.grad(loss, free, retain_graph=bool(tables))
         finally:
             for parameter in self.net.parameters():
@@ -533,15 +533,6 @@ def _first_population(options: EvolutionOptions, seed: Seed, layer: int) -> list
         members = list(cells)
         cells.setdefault(mutated(members[int(random.integers(len(members)))], random))
     return [Individual(cell) for cell in cells]
-
-
-def _finite(loss: Tensor, where: str) -> float:
-    value = loss.item()
-    if not np.isfinite(value):
-        raise AutospaceError(
-            f"{where}: the loss is {value}; lower the learning rate (the saved state is kept)"
-        )
-    return value
 
 
 def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: EvolutionOptions) -> str:

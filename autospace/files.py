@@ -127,10 +127,10 @@ def read_document(path: Path, what: str) -> dict[str, Any]:
     if not data.strip():
         raise InvalidInputError(f"{path}: empty; expected {what}")
     try:
-        document = json.loads(data)
+        document = json.loads(data, parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise InvalidInputError(f"{path}: not text, so not {what}; check the file") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also whole numbers of thousands of digits
         where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InvalidInputError(
             f"{path}: not valid JSON{where} (truncated or foreign?); expected {what}"
@@ -138,3 +138,8 @@ def read_document(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidInputError(f"{path}: a JSON {type(document).__name__}; expected {what}")
     return document
+
+
+def _no_constant(name: str) -> None:
+    """Refuses NaN and Infinity, which are no JSON and which no field can hold."""
+    raise ValueError(name)

@@ -182,7 +182,7 @@ class Cell:
         operations = []
         for to, source in EDGES:
             value = matrix[to][source]
-            if not isinstance(value, int) or value not in list(Operation):
+            if type(value) is not int or value not in list(Operation):
                 known = ", ".join(str(int(operation)) for operation in Operation)
                 raise InvalidInputError(
                     f"cell: unknown operation {value!r} on edge {source}→{to}; known: {known}"

@@ -30,7 +30,6 @@ __all__ = [
     "inspect_file",
     "layer_table",
     "network_of",
-    "owner_of",
     "table_csv",
     "times_by_owner",
 ]
@@ -217,15 +216,6 @@ def describe_architecture(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def owner_of(names: Sequence[str]) -> str | None:
-    """The part of a network that a kernel works for, by the names of the nodes that it covers.
-
-    >>> owner_of(["block3/expand/Conv", "block3/expand/Clip"])
-    'block3'
-    """
-    return names[0].partition("/")[0] if names and names[0] else None
-
-
 def times_by_owner(prediction: Mapping[str, Any]) -> dict[str, float]:
     """Milliseconds of each part of a network, from the JSON of a prediction.
 
@@ -235,6 +225,8 @@ def times_by_owner(prediction: Mapping[str, Any]) -> dict[str, float]:
     Returns:
         By part: ``stem``, ``block0`` …; what belongs to none is under ``other``.
     """
+    from autospace.onnx_export import owner_of
+
     times: dict[str, float] = {}
     for kernel in prediction.get("kernels", ()):
         owner = owner_of(kernel.get("nodes", ())) or "other"

@@ -37,6 +37,7 @@ __all__ = [
     "filler_weights",
     "folded_weights",
     "onnx_for_cost",
+    "owner_of",
     "write_onnx",
 ]
 
@@ -80,6 +81,15 @@ def _weight_shape(node: Node) -> tuple[int, ...]:
     if node.kind == "linear":
         return (node.shape[0], node.in_shape[0])
     return (node.shape[0], node.in_shape[0] // node.groups, node.kernel, node.kernel)
+
+
+def owner_of(names: Sequence[str]) -> str | None:
+    """The part of a network that a kernel works for, by the names of the nodes that it covers.
+
+    >>> owner_of(["block3/expand/Conv", "block3/expand/Clip"])
+    'block3'
+    """
+    return names[0].partition("/")[0] if names and names[0] else None
 
 
 def filler_weights(nodes: Sequence[Node]) -> FoldedWeights:

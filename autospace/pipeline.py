@@ -17,6 +17,7 @@ from typing import Any
 
 from autospace import steps
 from autospace.config import RunConfig
+from autospace.cost import check_reachable
 from autospace.data import Data, load_data
 from autospace.events import Progress
 from autospace.evolution import mutated
@@ -115,6 +116,9 @@ def run_pipeline(
         UsageError: another run or process holds the folder, or a limit is impossible.
         AutospaceError: a stage failed.
     """
+    run = _Run(folder, config, reporter, note, {})
+    if not (folder / "state.json").exists():
+        _check_possible(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -122,7 +126,7 @@ def run_pipeline(
             f"{folder}: cannot be made ({error.strerror}); choose another with -o"
         ) from None
     with _held(folder):
-        run = _Run(folder, config, reporter, note, _state(folder, config))
+        run.state = _state(folder, config)
         if config_text and not run.path("config.toml").exists():
             write_text(run.path("config.toml"), config_text)
         actions: dict[str, Callable[[_Run, Progress], None]] = {
@@ -154,6 +158,22 @@ def run_pipeline(
             run.finish("report", time.monotonic() - started_s)
         shutil.rmtree(folder / "work", ignore_errors=True)
         return verdict
+
+
+def _check_possible(run: _Run) -> None:
+    """Refuses a run that would only fail later, before its folder is made.
+
+    Raises:
+        AutospaceError: no data, no card or runtime, or a budget below the smallest network.
+    """
+    from devices.runtimes import get_runtime
+
+    if run.config.device.card:
+        steps.open_device(Path(run.config.device.card).expanduser())
+    else:
+        get_runtime(run.config.device.runtime).require()
+    costs = steps.costs_of(run.target, None)
+    check_reachable(costs, steps.limits_of(run.config.target.budget or None, None, costs))
 
 
 @contextmanager
@@ -270,6 +290,7 @@ def _evolve(run: _Run, progress: Progress) -> None:
     space = steps.evolve(
         budget=run.config.target.budget or None,
         latency=run.config.target.latency or None,
+        statistic=run.config.target.statistic,
         device=run.device(),
         skeleton=run.target,
         data=run.data,
@@ -289,6 +310,7 @@ def _search(run: _Run, progress: Progress) -> None:
         SearchSpace.load(run.path("space.json")),
         budget=run.config.target.budget or None,
         latency=run.config.target.latency or None,
+        statistic=run.config.target.statistic,
         device=run.device(),
         data=run.data,
         options=run.config.search,

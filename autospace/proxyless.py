@@ -28,6 +28,7 @@ from autospace.checkpoint import (
     restore_optimizer,
     saved_state,
 )
+from autospace.checks import check_rules, finite_loss
 from autospace.cost import Cost, CostTable, Limit, format_cost
 from autospace.data import Data
 from autospace.events import Journal, Progress, SaveClock, silent
@@ -37,7 +38,6 @@ from autospace.seeding import Seed
 from autospace.select import check_limits
 from autospace.space import Architecture, SearchSpace
 from autospace.supernet import GatedNet, PathPair
-from devices.errors import AutospaceError, UsageError
 
 __all__ = ["SearchOptions", "SearchedNet", "search_space"]
 
@@ -88,18 +88,21 @@ class SearchOptions:
         Raises:
             UsageError: names the option and the rule.
         """
-        rules = (
-            (self.steps >= 1, f"steps {self.steps}: at least 1"),
-            (0 <= self.warmup < self.steps, f"warmup {self.warmup}: below steps ({self.steps})"),
-            (self.alpha_every >= 1, f"alpha_every {self.alpha_every}: at least 1"),
-            (self.batch >= 2, f"batch {self.batch}: at least 2"),
-            (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
-            (self.proposals >= 1, f"proposals {self.proposals}: at least 1"),
-            (1 <= self.rounds <= 20, f"rounds {self.rounds}: 1 to 20"),
+        check_rules(
+            "search",
+            (
+                (self.steps >= 1, f"steps {self.steps}: at least 1"),
+                (
+                    0 <= self.warmup < self.steps,
+                    f"warmup {self.warmup}: below steps ({self.steps})",
+                ),
+                (self.alpha_every >= 1, f"alpha_every {self.alpha_every}: at least 1"),
+                (self.batch >= 2, f"batch {self.batch}: at least 2"),
+                (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
+                (self.proposals >= 1, f"proposals {self.proposals}: at least 1"),
+                (1 <= self.rounds <= 20, f"rounds {self.rounds}: 1 to 20"),
+            ),
         )
-        for good, message in rules:
-            if not good:
-                raise UsageError(f"search: {message}")
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class _Search:
         loss = functional.cross_entropy(
             self.net(images, path), labels, label_smoothing=options.label_smoothing
         )
-        value = _finite(loss, f"search, weight step {self.step}")
+        value = finite_loss(loss, f"search, weight step {self.step}")
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.weights, 5.0)
         self.optimizer.step()
@@ -222,7 +225,7 @@ class _Search:
             weight.requires_grad_(False)
         try:
             loss = functional.cross_entropy(self.net.forward_two(images, pairs, gates), labels)
-            value = _finite(loss, f"search, α step {self.step}")
+            value = finite_loss(loss, f"search, α step {self.step}")
             (slope,) = torch.autograd.grad(loss, gates)
         finally:
             for weight in self.weights:
@@ -401,15 +404,6 @@ def search_space(
     if state is not None:
         run.save(state, digest, len(journal.lines))
     return SearchedNet(space, net, run.alpha, tables, tuple(limits), tuple(journal.lines))
-
-
-def _finite(loss: Tensor, where: str) -> float:
-    value = loss.item()
-    if not np.isfinite(value):
-        raise AutospaceError(
-            f"{where}: the loss is {value}; lower the learning rate (the saved state is kept)"
-        )
-    return value
 
 
 def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: SearchOptions) -> str:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from latency import DeviceCard, Prediction
 
 __all__ = [
+    "STATISTICS",
     "Benchmark",
     "BenchmarkedModel",
     "Device",
@@ -61,6 +62,9 @@ __all__ = [
 
 _PROXY_RESOLUTION = 64
 _VISITS = 12
+
+STATISTICS = ("latency", "p50", "p90", "p99")
+"""What a latency limit can be on: ``latency_ms``, or a percentile with disturbance included."""
 
 
 @dataclass(frozen=True)
@@ -115,23 +119,31 @@ def describe_card(card: DeviceCard) -> str:
     )
 
 
-def open_device(path: Path, *, allow_mismatch: bool = False) -> Device:
+def open_device(path: Path, *, allow_mismatch: bool = False, batch: int | None = None) -> Device:
     """Opens a device card and checks that it speaks for this machine.
+
+    Args:
+        path: the card.
+        allow_mismatch: turns differences into warnings.
+        batch: the batch size that latency is asked for; None is the card's own.
 
     Raises:
         InvalidInputError: no card, or damaged.
         MismatchError: made elsewhere, and that was not allowed.
     """
-    from devices.errors import MismatchError
+    from devices.host import Environment, read_environment
+    from devices.runtimes import get_runtime
     from latency import DeviceCard
 
     card = DeviceCard.open(path)
-    try:
-        warnings = card.check_usable()
-        here = True
-    except MismatchError:
-        warnings = card.check_usable(allow_mismatch)
-        here = False
+    warnings = card.check_usable(allow_mismatch)
+    made_on = Environment.from_json(card.environment)
+    here = get_runtime(card.runtime).status().usable and (
+        card.simulated or not made_on.differences(read_environment())
+    )
+    if batch is not None:
+        asked = replace(card.settings, batch=batch)
+        warnings = (*warnings, *card.check_settings(asked, allow_mismatch))
     # By name only: a run folder that was moved says the same.
     warnings = tuple(warning.replace(str(card.path), card.path.name) for warning in warnings)
     return Device(card, warnings, here)
@@ -177,7 +189,12 @@ def load_proxy(
 
 
 def limits_of(
-    budget: str | None, latency: str | None, costs: Mapping[str, Cost]
+    budget: str | None,
+    latency: str | None,
+    costs: Mapping[str, Cost],
+    *,
+    device: Device | None = None,
+    statistic: str = STATISTICS[0],
 ) -> tuple[Limit, ...]:
     """Limits as people write them.
 
@@ -185,6 +202,9 @@ def limits_of(
         budget: multiply-adds, or a percentage of the reference network's.
         latency: a time, or a percentage of the reference network's.
         costs: by metric.
+        device: the opened card, for other statistics than ``latency``.
+        statistic: what the latency limit is on; ``p50``, ``p90`` and ``p99``, disturbance
+            included, are translated to ``latency_ms`` by the ratio measured in the card.
 
     Raises:
         UsageError: malformed, or a latency without a device card.
@@ -206,6 +226,9 @@ def limits_of(
         value = parse(text, option)
         if metric not in costs:
             raise UsageError(f"{option} {text}: needs a device card; add --device CARD")
+        if metric == "latency_ms" and statistic != STATISTICS[0] and device is not None:
+            ratio = device.card.ratio(statistic)
+            value, text = value / ratio, f"{statistic} {text} (÷ {ratio:.3f})"
         limits.append(Limit(metric, value, text))
     return tuple(limits)
 
@@ -321,6 +344,7 @@ def evolve(
     budget: str | None = None,
     latency: str | None = None,
     device: Device | None = None,
+    statistic: str = STATISTICS[0],
     skeleton: Skeleton | str = "mobile",
     data: Data | None = None,
     options: EvolutionOptions | None = None,
@@ -336,6 +360,7 @@ def evolve(
         budget: multiply-adds at the target.
         latency: on the card's device; needs ``device``.
         device: an opened card.
+        statistic: what the latency limit is on, one of `STATISTICS`.
         skeleton: the target's macro layout.
         data: what fitness is learned on; the embedded digits if not given.
         options: the open choices of the evolution.
@@ -361,7 +386,7 @@ def evolve(
         skeleton,
         data,
         costs,
-        limits_of(budget, latency, costs),
+        limits_of(budget, latency, costs, device=device, statistic=statistic),
         options=options,
         seed=Seed(seed),
         reading=reading,
@@ -419,6 +444,7 @@ def search(
     budget: str | None = None,
     latency: str | None = None,
     device: Device | None = None,
+    statistic: str = STATISTICS[0],
     data: Data | None = None,
     options: SearchOptions | None = None,
     seed: int = 0,
@@ -436,6 +462,7 @@ def search(
         budget: multiply-adds at the target.
         latency: on the card's device; needs ``device``.
         device: an opened card.
+        statistic: what the latency limit is on, one of `STATISTICS`.
         data: what is learned on; the embedded digits if not given.
         options: how to search.
         seed: of everything random.
@@ -459,7 +486,7 @@ def search(
     options = options or SearchOptions()
     data = data or load_proxy("digits", None, space.skeleton)
     costs = costs_of(space.skeleton, device, space.kernel_reading)
-    limits = limits_of(budget, latency, costs)
+    limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
     searched = search_space(
         space, data, costs, limits, options=options, seed=Seed(seed), state=state, log=log,
         progress=progress,
@@ -635,6 +662,10 @@ def read_network(path: Path) -> Architecture | TrainedNetwork:
     """
     from autospace.training import TrainedNetwork
 
+    if path.is_dir():
+        raise InvalidInputError(
+            f"{path}: is a folder, not an architecture or a checkpoint; name the file in it"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(9)

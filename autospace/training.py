@@ -24,13 +24,14 @@ from autospace.checkpoint import (
     restore_optimizer,
     saved_state,
 )
+from autospace.checks import check_rules, finite_loss
 from autospace.data import Data, Split
 from autospace.events import Journal, Progress, SaveClock, silent
 from autospace.files import content_hash
 from autospace.network import NodeGraph, build_network, weight_decay_groups
 from autospace.seeding import Seed
 from autospace.space import Architecture
-from devices.errors import AutospaceError, InvalidInputError, UsageError
+from devices.errors import InvalidInputError
 
 __all__ = [
     "TrainOptions",
@@ -72,15 +73,15 @@ class TrainOptions:
         Raises:
             UsageError: names the option and the rule.
         """
-        rules = (
-            (self.epochs >= 1, f"epochs {self.epochs}: at least 1"),
-            (self.batch >= 2, f"batch {self.batch}: at least 2"),
-            (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
-            (0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing}: 0 to 1"),
+        check_rules(
+            "train",
+            (
+                (self.epochs >= 1, f"epochs {self.epochs}: at least 1"),
+                (self.batch >= 2, f"batch {self.batch}: at least 2"),
+                (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
+                (0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing}: 0 to 1"),
+            ),
         )
-        for good, message in rules:
-            if not good:
-                raise UsageError(f"train: {message}")
 
 
 @dataclass(frozen=True)
@@ -237,12 +238,7 @@ def train_network(
             loss = functional.cross_entropy(
                 network(images), labels, label_smoothing=options.label_smoothing
             )
-            value = loss.item()
-            if not np.isfinite(value):
-                raise AutospaceError(
-                    f"train, step {step}: the loss is {value}; lower the learning rate (the saved "
-                    "state is kept)"
-                )
+            value = finite_loss(loss, f"train, step {step}")
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimizer.step()

@@ -91,9 +91,15 @@ def main(args: list[str] | None = None) -> NoReturn:
         kind = "usage" if isinstance(error, UsageError) else "error"
         click.echo(f"autospace: {kind}: {error}", err=True)
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        click.echo("autospace: usage: no command; name one of those above", err=True)
+        sys.exit(error.exit_code)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "autospace"
-        click.echo(f"{where}: usage: {error.format_message()}", err=True)
+        text = " ".join(error.format_message().split())
+        hint = "" if "'autospace --help'" in text or "id you mean" in text else _hint(where)
+        click.echo(f"{where}: usage: {text.rstrip('.') if hint else text}{hint}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         click.echo(f"autospace: error: {error.format_message()}", err=True)
@@ -111,3 +117,7 @@ def main(args: list[str] | None = None) -> NoReturn:
             err=True,
         )
         sys.exit(1)
+
+
+def _hint(command: str) -> str:
+    return f"; see '{command} --help'"

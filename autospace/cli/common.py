@@ -23,6 +23,7 @@ __all__ = [
     "FILE",
     "OUTPUT",
     "Session",
+    "check_limits_given",
     "common_options",
     "data_options",
     "limit_options",
@@ -129,7 +130,7 @@ def common_options(command: _Command) -> _Command:
 
 
 def limit_options(command: _Command) -> _Command:
-    """Adds ``--budget``, ``--latency``, ``--device`` and ``--allow-mismatch``."""
+    """Adds ``--budget``, ``--latency``, ``--device``, ``--statistic``, ``--batch`` and more."""
     options = (
         click.option(
             "--budget",
@@ -150,6 +151,19 @@ def limit_options(command: _Command) -> _Command:
             help="The target's device card, from 'autospace profile-device'.",
         ),
         click.option(
+            "--statistic",
+            type=click.Choice(["latency", "p50", "p90", "p99"]),
+            default="latency",
+            show_default=True,
+            help="What --latency limits: latency of the undisturbed device, or a percentile as "
+            "seen, by its measured ratio.",
+        ),
+        click.option(
+            "--batch",
+            type=click.IntRange(1, 4096),
+            help="Batch size of the latency; has to be the card's (1 if not profiled otherwise).",
+        ),
+        click.option(
             "--allow-mismatch",
             is_flag=True,
             help="Use a card of another machine, runtime version or setting, with a warning.",
@@ -158,6 +172,24 @@ def limit_options(command: _Command) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def check_limits_given(
+    command: str, budget: str | None, latency: str | None, device: Path | None
+) -> None:
+    """Refuses limits that are missing, malformed or without a card, before anything is loaded.
+
+    Raises:
+        UsageError: says what to write.
+    """
+    from autospace.steps import check_limit_texts
+    from devices.errors import UsageError
+
+    if budget is None and latency is None:
+        raise UsageError(f"{command}: no limit; give --budget 500M, --latency 5ms or both")
+    check_limit_texts(budget, latency)
+    if latency is not None and device is None:
+        raise UsageError(f"--latency {latency}: needs a device card; add --device CARD")
 
 
 def data_options(command: _Command) -> _Command:

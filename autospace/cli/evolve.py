@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from autospace.cli.common import OUTPUT, Session, common_options, data_options, limit_options
+from autospace.cli.common import (
+    OUTPUT,
+    Session,
+    check_limits_given,
+    common_options,
+    data_options,
+    limit_options,
+)
 
 __all__ = ["command"]
 
@@ -27,7 +34,7 @@ __all__ = ["command"]
 @click.option("--sampled", type=int, default=4, show_default=True, help="Cells stacked (K).")
 @click.option("--tournament", type=int, default=5, show_default=True)
 @click.option("--steps", type=int, default=4, show_default=True, help="Steps a generation.")
-@click.option("--batch", type=int, default=64, show_default=True)
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Of a step.")
 @click.option(
     "--kernel-reading",
     type=click.Choice(["kernel", "dilated"]),
@@ -44,6 +51,8 @@ def command(
     budget: str | None,
     latency: str | None,
     device: Path | None,
+    statistic: str,
+    batch: int | None,
     allow_mismatch: bool,
     skeleton: str,
     width_mult: float,
@@ -56,7 +65,7 @@ def command(
     sampled: int,
     tournament: int,
     steps: int,
-    batch: int,
+    batch_size: int,
     kernel_reading: str,
     output: Path,
 ) -> None:
@@ -78,11 +87,8 @@ def command(
     from autospace.operations import KERNEL_READINGS
     from autospace.quantities import format_count
     from autospace.skeleton import find_skeleton
-    from devices.errors import UsageError
 
-    if budget is None and latency is None:
-        raise UsageError("evolve: no limit; give --budget 500M, --latency 5ms or both")
-    step.check_limit_texts(budget, latency)
+    check_limits_given("evolve", budget, latency, device)
     check_data_name(data)
     named = find_skeleton(skeleton)
     check_writable(output)
@@ -93,10 +99,13 @@ def command(
         sampled=sampled,
         tournament=tournament,
         steps=steps,
-        batch=batch,
+        batch=batch_size,
     )
     options.check()
-    opened = step.open_device(device, allow_mismatch=allow_mismatch) if device else None
+    session.detail(f"options: {options}")
+    opened = (
+        step.open_device(device, allow_mismatch=allow_mismatch, batch=batch) if device else None
+    )
     for warning in opened.warnings if opened else ():
         session.note(f"warning: {warning}")
     images = step.load_proxy(data, data_root, named, resolution)
@@ -117,6 +126,7 @@ def command(
             budget=budget,
             latency=latency,
             device=opened,
+            statistic=statistic,
             skeleton=target,
             data=images,
             options=options,

@@ -67,7 +67,7 @@ def command(
 
     resolve_host(host)
     get_runtime(runtime)
-    if not output.exists():
+    if not output.is_file():
         check_writable(output)
     searched = SearchSpace.load(space) if space else None
     with session.progress(f"profiling {runtime}") as progress:
@@ -84,7 +84,18 @@ def command(
         )
     summary = card.summary()
     session.say(f"{output}: {steps.describe_card(card)}")
-    counts = summary.get("counts", {})
-    session.say("  " + ", ".join(f"{value} {name}" for name, value in counts.items()))
+    networks = sum(summary["networks"].values())
+    session.say(f"  {networks} networks, {summary['kernels']} kernels, {summary['visits']} visits")
+    repeatability, validation = summary["repeatability"], summary["validation"]
+    if repeatability["median"] is not None:
+        session.say(
+            f"  two halves of the visits disagree by {repeatability['median']:.1%} (median), "
+            f"{repeatability['p90']:.1%} (90th percentile)"
+        )
+    if validation:
+        session.say(
+            f"  each network predicted without itself: median error "
+            f"{validation['median_error']:.1%}, {validation['within_10_percent']:.0%} within 10 %"
+        )
     session.say(f"  next: autospace evolve --latency 5ms --device {output}")
     session.result({"card": str(output), **summary})

@@ -10,6 +10,7 @@ from autospace.cli.common import (
     FILE,
     OUTPUT,
     Session,
+    check_limits_given,
     common_options,
     data_options,
     limit_options,
@@ -24,7 +25,7 @@ __all__ = ["command"]
 @data_options
 @click.option("--steps", type=int, default=600, show_default=True, help="Weight steps.")
 @click.option("--warmup", type=int, default=200, show_default=True, help="Steps before α learns.")
-@click.option("--batch", type=int, default=64, show_default=True)
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Of a step.")
 @click.option(
     "--constraint",
     type=click.Choice(["lagrangian", "mul#log", "add#linear"]),
@@ -51,13 +52,15 @@ def command(
     budget: str | None,
     latency: str | None,
     device: Path | None,
+    statistic: str,
+    batch: int | None,
     allow_mismatch: bool,
     data: str,
     data_root: Path | None,
     resolution: int | None,
     steps: int,
     warmup: int,
-    batch: int,
+    batch_size: int,
     constraint: str,
     proposals: int,
     no_measure: bool,
@@ -81,23 +84,23 @@ def command(
     from autospace.files import check_writable
     from autospace.proxyless import SearchOptions
     from autospace.space import SearchSpace
-    from devices.errors import UsageError
 
-    if budget is None and latency is None:
-        raise UsageError("search: no limit; give --budget 300M, --latency 5ms or both")
-    step.check_limit_texts(budget, latency)
+    check_limits_given("search", budget, latency, device)
     check_data_name(data)
     check_writable(output)
     options = SearchOptions(
         steps=steps,
         warmup=warmup,
-        batch=batch,
+        batch=batch_size,
         constraint=constraint,  # type: ignore[arg-type]  # click's choice is the type
         proposals=proposals,
     )
     options.check()
+    session.detail(f"options: {options}")
     searched = SearchSpace.load(space)
-    opened = step.open_device(device, allow_mismatch=allow_mismatch) if device else None
+    opened = (
+        step.open_device(device, allow_mismatch=allow_mismatch, batch=batch) if device else None
+    )
     for warning in opened.warnings if opened else ():
         session.note(f"warning: {warning}")
     images = step.load_proxy(data, data_root, searched.skeleton, resolution)
@@ -114,6 +117,7 @@ def command(
             budget=budget,
             latency=latency,
             device=opened,
+            statistic=statistic,
             data=images,
             options=options,
             seed=session.seed,

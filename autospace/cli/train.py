@@ -15,7 +15,7 @@ __all__ = ["command"]
 @click.option("--arch", type=FILE, required=True, metavar="ARCH", help="From 'search'.")
 @data_options
 @click.option("--epochs", type=int, default=40, show_default=True)
-@click.option("--batch", type=int, default=64, show_default=True)
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Of a step.")
 @click.option("--learning-rate", type=float, default=0.1, show_default=True)
 @click.option("--holdout", is_flag=True, help="Keep the validation split out of the training.")
 @click.option(
@@ -41,7 +41,7 @@ def command(
     data_root: Path | None,
     resolution: int | None,
     epochs: int,
-    batch: int,
+    batch_size: int,
     learning_rate: float,
     holdout: bool,
     accelerator: str,
@@ -69,8 +69,11 @@ def command(
         )
     check_data_name(data)
     check_writable(output)
-    options = TrainOptions(epochs=epochs, batch=batch, learning_rate=learning_rate, holdout=holdout)
+    options = TrainOptions(
+        epochs=epochs, batch=batch_size, learning_rate=learning_rate, holdout=holdout
+    )
     options.check()
+    session.detail(f"options: {options}")
     architecture = Architecture.load(arch)
     images = step.load_proxy(data, data_root, architecture.skeleton, resolution)
     session.note(f"training on: {images.description}")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autospace.cost import format_cost
-from autospace.inspecting import layer_table, owner_of, times_by_owner
+from autospace.inspecting import layer_table, times_by_owner
+from autospace.onnx_export import owner_of
 from autospace.quantities import format_count, format_ms
 from autospace.report.run import RunFolder, number, numbers, records
 

@@ -1,0 +1,43 @@
+"""Checks that evolution, search and training share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from devices.errors import AutospaceError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_rules", "finite_loss"]
+
+
+def check_rules(what: str, rules: Iterable[tuple[bool, str]]) -> None:
+    """Refuses the first broken rule.
+
+    Args:
+        what: whose options they are.
+        rules: pairs of whether it holds and what to say.
+
+    Raises:
+        UsageError: names the option, its value and the rule.
+    """
+    for good, message in rules:
+        if not good:
+            raise UsageError(f"{what}: {message}")
+
+
+def finite_loss(loss: Tensor, where: str) -> float:
+    """The value of a loss.
+
+    Raises:
+        AutospaceError: it is no longer a number; training on would destroy what was saved.
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        raise AutospaceError(
+            f"{where}: the loss is {value}; lower the learning rate (the saved state is kept)"
+        )
+    return value
