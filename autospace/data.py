@@ -401,6 +401,12 @@ def load_data(
 
 def _load_array(name: str, root: Path | None, resolution: int, channels: int | None) -> Data:
     raw = _READERS[name](root)
+    for labels in (raw.labels, raw.test_labels):
+        if labels is not None and len(labels) and labels.max() >= raw.num_classes:
+            raise InvalidInputError(
+                f"{name}: label {labels.max()} in its files, which have {raw.num_classes} classes; "
+                "fetch them again"
+            )
     channels = channels or raw.images.shape[1]
     images = _resized(_with_channels(raw.images, channels), resolution)
     whole = Split(_Array(images), raw.labels)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
+    "ANCHOR",
     "APPLICATION_ID",
     "SCHEMA_VERSION",
     "STATISTICS",
@@ -82,6 +83,10 @@ _TABLES = {
 _REQUIRED_META = ("arguments", "environment", "runtime", "runtime_version", "settings", "simulated")
 
 
+ANCHOR = "anchor"
+"""The kind of a network that only pins down what every run and every kernel cost."""
+
+
 @dataclass(frozen=True, eq=False)
 class CardVisit:
     """One visit to one network.
@@ -106,7 +111,8 @@ class CardNetwork:
 
     Attributes:
         name: unique in the card.
-        kind: "probe", or "extra" for a network that the caller gave.
+        kind: "probe", "extra" for a network that the caller gave, or `ANCHOR` for one that is
+            nothing but overhead.
         digest: of the model's structure, see `latency.probes.model_digest`.
         kernels: in the order of execution.
         nodes: for each kernel, the names of the model's nodes that it covers.

@@ -24,7 +24,7 @@ from devices.host import read_environment
 from devices.onnx_files import fix_shapes
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
-from latency.card import CardVisit, CardWriter, DeviceCard
+from latency.card import ANCHOR, CardVisit, CardWriter, DeviceCard
 from latency.measure import GraphStore, Profiled, Visitor, compile_named, naming
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ class _Profiler:
             self._take_up_known()
             for name in self.models:
                 self._add_extra(name)
+            self._add_anchors()
             self._first_round()
             self._other_rounds()
 
@@ -227,7 +228,7 @@ class _Profiler:
     def _take_up_known(self) -> None:
         """The card's networks whose models are at hand: probes are built anew from their spec."""
         for name, (number, kind, _, _) in self.writer.networks().items():
-            if kind == "probe" or name in self.models:
+            if kind in ("probe", ANCHOR) or name in self.models:
                 self.networks.append(_Network(number, name, kind))
 
     def _add_extra(self, name: str) -> None:
@@ -241,6 +242,17 @@ class _Profiler:
             raise UsageError(
                 f"network {name!r}: the card holds another one of that name; rename yours."
             )
+
+    def _add_anchors(self) -> None:
+        from latency.probes import ANCHORS, build_anchor, model_digest
+
+        known = self.writer.networks()
+        for kernels in ANCHORS:
+            name = f"anchor-{kernels}"
+            if name not in known:
+                model = build_anchor(kernels, self.settings.batch)
+                digest = model_digest(model)
+                self.networks.append(self._add(name, ANCHOR, digest, {"kernels": kernels}, model))
 
     def _add_probe(self, index: int) -> _Network:
         import numpy as np
@@ -285,11 +297,13 @@ class _Profiler:
         return self.store.get(network.name)
 
     def _model(self, network: _Network) -> onnx.ModelProto:
-        from latency.probes import ProbeSpec, build_probe
+        from latency.probes import ProbeSpec, build_anchor, build_probe
 
         if network.kind == "extra":
             return self.models[network.name]
         spec = self.writer.networks()[network.name][3]
+        if network.kind == ANCHOR:
+            return build_anchor(spec["kernels"], self.settings.batch)
         return build_probe(ProbeSpec.from_json(spec), self.settings.batch)
 
     # -- visits
@@ -309,10 +323,12 @@ class _Profiler:
         self.progress(self._share(number), f"round {number + 1}: {network.name}")
 
     def _share(self, number: int) -> float:
+        from latency.probes import ANCHORS
+
         if self.limit_s is not None and not self.engine.simulated:
             return min(1.0, self.elapsed_s / self.limit_s)
         done = sum(round_ >= self.first_round for round_, _ in self.visited)
-        planned = len(self.models) + (self._fixed_probe_count() or MIN_PROBES)
+        planned = len(ANCHORS) + len(self.models) + (self._fixed_probe_count() or MIN_PROBES)
         return min(1.0, done / (planned * (self.rounds or 2)))
 
 

@@ -1,10 +1,10 @@
 """A device card and a Fashion-MNIST look-alike that several tests share."""
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datafiles import write_idx
 
 from latency import DeviceCard, profile_device
 
@@ -14,12 +14,6 @@ def simulated_card(tmp_path_factory: pytest.TempPathFactory) -> DeviceCard:
     """A finished card from the simulated runtime; its times are computed, so nothing is noisy."""
     path = tmp_path_factory.mktemp("cards") / "simulated.card"
     return profile_device(path, runtime="simulated", rounds=2, probes=10)
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    """An IDX file of bytes, as Fashion-MNIST's are."""
-    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from autospace.checkpoint import (
@@ -46,15 +47,13 @@ def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_pickle_inside(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    path = tmp_path / "file.safetensors"
-    checkpoint.save(path)
-    header = path.read_bytes()[8:]
-    assert header.startswith(b"{")
+def test_any_reader_of_safetensors_can_read_it(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    checkpoint.save(tmp_path / "file")
+    arrays = load_file(tmp_path / "file")
+    assert set(arrays) == set(checkpoint.tensors)
     np.testing.assert_array_equal(
-        checkpoint.tensors["other/count"].numpy(), np.frombuffer(header[-0 or -8:], np.int64)[0]
-    ) if header.endswith((7).to_bytes(8, "little")) else None
-    assert b"\x80\x04" not in header[:100]
+        arrays["net/turned"], checkpoint.tensors["net/turned"].numpy()
+    )
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 100, -1])

@@ -12,7 +12,7 @@ from devices.errors import InvalidInputError
 from devices.runtimes.simulated import RUN_MS
 from latency import DeviceCard, Prediction, Predictor, measure_models, profile_device
 from latency.predictor import Calibration
-from latency.probes import GraphBuilder
+from latency.probes import GraphBuilder, build_anchor
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +196,15 @@ class TestCalibration:
 
     def test_no_kernel_becomes_negative(self) -> None:
         assert Calibration(0.0, 1.0, -0.003).kernel_ms(0.002) > 0
+
+
+class TestAnchors:
+    def test_the_cost_of_a_call_is_pinned_down(self, real_card: DeviceCard) -> None:
+        """A chain of trivial kernels is predicted as what it is: nearly nothing."""
+        predictor = Predictor.from_card(real_card)
+        one, many = (predictor.predict(build_anchor(kernels)).latency_ms for kernels in (1, 16))
+        assert predictor.calibration.fixed_ms < 0.05
+        assert 0 < one <= many < 0.2
+
+    def test_anchors_are_not_judged(self, real_card: DeviceCard) -> None:
+        assert "anchor" not in Predictor.from_card(real_card).validation["by_kind"]

@@ -15,6 +15,7 @@ from devices.errors import InvalidInputError, UnavailableError, UsageError
 from devices.runtimes import RuntimeSettings
 from latency import DeviceCard, profile_device
 from latency.measure import Visitor
+from latency.probes import ANCHORS
 
 PLAN = {"runtime": "simulated", "rounds": 2, "probes": 3}
 
@@ -74,7 +75,7 @@ class TestSimulated:
             profile_device(tmp_path / "b.card", **PLAN)
         assert not DeviceCard.open(tmp_path / "b.card").complete
         again = profile_device(tmp_path / "b.card", **PLAN)
-        assert again.complete and len(calls) == 4 + 3
+        assert again.complete and len(calls) == 4 + 3 + PLAN["rounds"] * len(ANCHORS)
         assert again.fingerprint == whole.fingerprint
 
     def test_minutes_do_not_pass_in_simulation(self, tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ class TestArguments:
         before = profile_device(path, **PLAN)
         after = profile_device(path, **PLAN, extra_models={"mine": network}, update=True)
         assert {n.name for n in after.networks} - {n.name for n in before.networks} == {"mine"}
-        assert [len(n.visits) for n in after.networks] == [4, 4, 4, 2]
+        assert [len(n.visits) for n in after.networks] == [4] * (3 + len(ANCHORS)) + [2]
         with pytest.raises(UsageError, match="'mine'"):
             profile_device(path, **PLAN, extra_models={"mine": make_network(16)}, update=True)
 
@@ -201,6 +202,6 @@ class TestKilled:
         assert not unfinished.complete
         assert any("unfinished" in line for line in unfinished.check_usable())
         card = profile_device(path, rounds=40, probes=3)
-        assert card.complete and [len(n.visits) for n in card.networks] == [40] * 3
+        assert card.complete and [len(n.visits) for n in card.networks] == [40] * (3 + len(ANCHORS))
         assert rows(path)[: len(kept)] == kept
         assert sorted(os.listdir(tmp_path)) == ["k.card"]
