@@ -388,7 +388,9 @@ def load_data(
     """
     check_data_name(name)
     if root is not None and not root.is_dir():
-        raise InvalidInputError(f"--data-root {str(root)!r}: no such folder")
+        raise InvalidInputError(
+            f"--data-root {str(root)!r}: no such folder; name the one that holds the data"
+        )
     if name == "folder":
         data = _load_folder(root, resolution or 224, channels or 3)
     else:

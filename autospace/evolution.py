@@ -101,13 +101,16 @@ class EvolutionOptions:
                 (self.tournament >= 1, f"tournament {self.tournament}: at least 1"),
                 (
                     self.population >= max(self.tournament, self.sampled, len(REFERENCE_CELLS) + 1),
-                    f"population {self.population}: at least the tournament ({self.tournament}), the "
-                    f"sampled cells ({self.sampled}) and one more than the references",
+                    f"population {self.population}: at least the tournament ({self.tournament}), "
+                    f"the sampled cells ({self.sampled}) and one more than the references",
                 ),
                 (self.steps >= 1, f"steps {self.steps}: at least 1"),
                 (self.batch >= 2, f"batch {self.batch}: at least 2"),
                 (0 <= self.momentum < 1, f"momentum {self.momentum}: from 0 to below 1"),
-                (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
+                (
+                    0 < self.learning_rate < float("inf"),
+                    f"learning_rate {self.learning_rate}: above 0 and finite",
+                ),
                 (self.kept >= 1, f"kept {self.kept}: at least 1"),
             ),
         )

@@ -98,7 +98,10 @@ class SearchOptions:
                 ),
                 (self.alpha_every >= 1, f"alpha_every {self.alpha_every}: at least 1"),
                 (self.batch >= 2, f"batch {self.batch}: at least 2"),
-                (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
+                (
+                    0 < self.learning_rate < float("inf"),
+                    f"learning_rate {self.learning_rate}: above 0 and finite",
+                ),
                 (self.proposals >= 1, f"proposals {self.proposals}: at least 1"),
                 (1 <= self.rounds <= 20, f"rounds {self.rounds}: 1 to 20"),
             ),

@@ -38,7 +38,9 @@ class Seed:
 
     def generator(self, *names: str | int) -> np.random.Generator:
         """A fresh numpy generator for this stream."""
-        return np.random.default_rng([self.root, *self.path, *map(_number, names)])
+        parts = [*self.path, *map(_number, names)]
+        # numpy pads with zeros: without the length, ("a",) and ("a", 0) would be one stream.
+        return np.random.default_rng([self.root, len(parts), *parts])
 
     def integer(self, *names: str | int) -> int:
         """A number below 2**31 for libraries that take an integer seed."""

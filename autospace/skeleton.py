@@ -166,7 +166,9 @@ class Skeleton:
             raise InvalidInputError("skeleton: must be a JSON object")
         fields = Skeleton.__dataclass_fields__
         if unknown := sorted(set(document) - set(fields)):
-            raise InvalidInputError(f"skeleton: unknown field {unknown[0]!r}")
+            near = difflib.get_close_matches(unknown[0], fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+            raise InvalidInputError(f"skeleton: unknown field {unknown[0]!r}; {hint}")
         if missing := [name for name in fields if name not in document]:
             raise InvalidInputError(f"skeleton: field {missing[0]!r} is missing")
         values = dict(document)

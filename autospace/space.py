@@ -103,7 +103,7 @@ class Architecture:
             return _released_network(document)
         _check_header(document, _ARCHITECTURE, "an architecture")
         blocks = _list(document, "blocks")
-        return Architecture(
+        architecture = Architecture(
             skeleton=Skeleton.from_json(document.get("skeleton")),
             blocks=tuple(
                 _at(f"block {index}", block_from_json, block) for index, block in enumerate(blocks)
@@ -111,6 +111,8 @@ class Architecture:
             kernel_reading=_reading(document),
             provenance=_provenance(document),
         )
+        _check_hash(document, architecture.hash)
+        return architecture
 
     def save(self, path: Path) -> None:
         """Writes the architecture file at once."""
@@ -220,13 +222,15 @@ class SearchSpace:
             for row in fitness
         ):
             raise InvalidInputError("fitness: must be lists of numbers")
-        return SearchSpace(
+        space = SearchSpace(
             skeleton=Skeleton.from_json(document.get("skeleton")),
             layers=_layers(_list(document, "layers")),
             fitness=tuple(tuple(float(value) for value in row) for row in fitness),
             kernel_reading=_reading(document),
             provenance=_provenance(document),
         )
+        _check_hash(document, space.hash)
+        return space
 
     def save(self, path: Path) -> None:
         """Writes the space file at once."""
@@ -280,6 +284,16 @@ def _check_header(document: Mapping[str, Any], expected: str, what: str) -> None
     if version != SCHEMA_VERSION:
         raise InvalidInputError(
             f"schema version {version!r}; this version of autospace reads {SCHEMA_VERSION}"
+        )
+
+
+def _check_hash(document: Mapping[str, Any], expected: str) -> None:
+    """A file edited by hand keeps the hash of what it was; leaving it out says that one knows."""
+    found = document.get("hash", expected)
+    if found != expected:
+        raise InvalidInputError(
+            f"hash {found!r} is not that of the content ({expected}): the file was edited; remove "
+            "its 'hash' to use it as it is"
         )
 
 

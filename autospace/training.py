@@ -78,7 +78,10 @@ class TrainOptions:
             (
                 (self.epochs >= 1, f"epochs {self.epochs}: at least 1"),
                 (self.batch >= 2, f"batch {self.batch}: at least 2"),
-                (self.learning_rate > 0, f"learning_rate {self.learning_rate}: above 0"),
+                (
+                    0 < self.learning_rate < float("inf"),
+                    f"learning_rate {self.learning_rate}: above 0 and finite",
+                ),
                 (0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing}: 0 to 1"),
             ),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -87,10 +88,13 @@ def command(
     from autospace.operations import KERNEL_READINGS
     from autospace.quantities import format_count
     from autospace.skeleton import find_skeleton
+    from devices.errors import UsageError
 
     check_limits_given("evolve", budget, latency, device)
     check_data_name(data)
     named = find_skeleton(skeleton)
+    if not math.isfinite(width_mult):  # nan passes click's range
+        raise UsageError(f"--width-mult {width_mult}: must be 0.05 to 20")
     check_writable(output)
     options = EvolutionOptions(
         generations=generations,
@@ -149,6 +153,11 @@ def command(
         if expected is not None:
             shown = format_count(expected) if unit == "multiply-adds" else f"{expected:.3g}"
             session.say(f"  expected cost {shown} {unit}, limit {limit['text']}")
+            if expected > 1.02 * limit["value"]:
+                session.note(
+                    f"warning: the expected cost is above the limit {limit['text']}; evolve for "
+                    "more generations, or leave it to the search, which keeps the limit"
+                )
     session.say(f"  target: {space.provenance['target']}; learned on: {images.description}")
     best = [layer[0].label for layer in space.layers]
     session.table(("layer", "fittest cell"), list(enumerate(best)))

@@ -65,7 +65,9 @@ def _picture(file: Path, found: Mapping[str, Any]) -> str:
         return space_svg(SearchSpace.load(file))
     architecture = network_of(file, found["kind"])
     if architecture is None:
-        raise UsageError(f"--svg: {file} holds no space and no network of autospace to draw")
+        raise UsageError(
+            f"--svg: {file} holds no space and no network to draw; name a file that does"
+        )
     return architecture_svg(architecture)
 
 

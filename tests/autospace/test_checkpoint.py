@@ -51,9 +51,7 @@ def test_any_reader_of_safetensors_can_read_it(tmp_path: Path, checkpoint: Check
     checkpoint.save(tmp_path / "file")
     arrays = load_file(tmp_path / "file")
     assert set(arrays) == set(checkpoint.tensors)
-    np.testing.assert_array_equal(
-        arrays["net/turned"], checkpoint.tensors["net/turned"].numpy()
-    )
+    np.testing.assert_array_equal(arrays["net/turned"], checkpoint.tensors["net/turned"].numpy())
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 100, -1])
@@ -116,7 +114,9 @@ def test_an_optimizer_goes_on_where_it_was(tmp_path: Path, kind: str) -> None:
     steps(whole, whole_optimizer, 5)
     first, first_optimizer = made()
     steps(first, first_optimizer, 3)
-    saved = Checkpoint("state", {f"o/{k}": v for k, v in optimizer_tensors(first_optimizer).items()}, {})
+    saved = Checkpoint(
+        "state", {f"o/{k}": v for k, v in optimizer_tensors(first_optimizer).items()}, {}
+    )
     saved.save(tmp_path / "state")
     second, second_optimizer = made()
     with torch.no_grad():

@@ -70,7 +70,7 @@ def test_there_are_configurations() -> None:
         ("sed = 3", "sed: unknown; did you mean 'seed'"),
         ("[evolve]\npopulations = 3", r"\[evolve\] populations: unknown; did you mean 'popul"),
         ("target = 3", r"target: must be a section, \[target\]"),
-        ('[target]\nbudget = 500', r'\[target\] budget = 500: .*string; write budget = "500"'),
+        ("[target]\nbudget = 500", r'\[target\] budget = 500: .*string; write budget = "500"'),
         ('seed = "0"', "seed = '0': .*integer"),
         ("seed = 1.5", "seed = 1.5: .*integer"),
         ("seed = true", "seed = True: .*integer"),

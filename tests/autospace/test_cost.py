@@ -39,9 +39,7 @@ def predictor(simulated_card: DeviceCard) -> Predictor:
 
 @settings(max_examples=40)
 @given(st.data(), st.sampled_from(KERNEL_READINGS))
-def test_multiply_adds_of_a_network_are_exact(
-    data: st.DataObject, reading: KernelReading
-) -> None:
+def test_multiply_adds_of_a_network_are_exact(data: st.DataObject, reading: KernelReading) -> None:
     blocks: list[Block] = [data.draw(blocks_for(shape)) for shape in TINY.blocks]
     cost = MaddsCost(TINY, reading)
     assert cost.network(blocks) == Architecture(TINY, tuple(blocks), reading).madds
@@ -61,7 +59,6 @@ def test_a_table_of_numbers() -> None:
     table = CostTable("madds", 10.0, ((1.0, 2.0), (5.0,), (3.0, 0.0, 4.0)))
     assert table.total((1, 0, 2)) == 21
     assert (table.smallest, table.largest) == (16, 21)
-    assert table.scaled(2).total((1, 0, 2)) == 42
     np.testing.assert_array_equal(table.padded(3), [[1, 2, 0], [5, 0, 0], [3, 0, 4]])
 
 
@@ -132,8 +129,9 @@ def test_a_latency_table_adds_up(predictor: Predictor) -> None:
     for choice in ((0,) * 6, (1, 0, 2, 3, 0, 1)):
         blocks = [one[index] for one, index in zip(CANDIDATES, choice, strict=True)]
         assert table.total(choice) == pytest.approx(cost.network(blocks))
-    assert all(value > 0 for row, blocks in zip(table.values, CANDIDATES, strict=True)
-               for value, block in zip(row, blocks, strict=True) if not isinstance(block, Zero))  # fmt: skip
+    for row, blocks in zip(table.values, CANDIDATES, strict=True):
+        for value, block in zip(row, blocks, strict=True):
+            assert value == 0 if isinstance(block, Zero) else value > 0
     assert 0 < table.fixed < table.smallest
 
 
@@ -191,5 +189,5 @@ def test_a_wider_network_is_slower(predictor: Predictor) -> None:
 
 def test_latency_limits_below_the_smallest(predictor: Predictor) -> None:
     costs = {"latency_ms": LatencyCost(TINY, predictor)}
-    with pytest.raises(UsageError, match="below the smallest network of the tiny skeleton, .* ms"):
+    with pytest.raises(UsageError, match=r"below the smallest network of the tiny skeleton, .* ms"):
         check_reachable(costs, [Limit("latency_ms", 1e-4, "100ns")])

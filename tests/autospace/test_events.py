@@ -11,10 +11,14 @@ def test_a_journal_is_read_back(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "log.jsonl")
     journal.add({"step": 0})
     journal.add({"step": 1, "loss": 0.5})
-    assert read_journal(tmp_path / "log.jsonl") == journal.lines == [
-        {"step": 0},
-        {"step": 1, "loss": 0.5},
-    ]
+    assert (
+        read_journal(tmp_path / "log.jsonl")
+        == journal.lines
+        == [
+            {"step": 0},
+            {"step": 1, "loss": 0.5},
+        ]
+    )
 
 
 def test_a_resumed_journal_is_cut_back(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Macro layouts: shapes, sharing, scaling, and their JSON."""
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ def test_the_mobile_layout_is_the_released_one() -> None:
 @pytest.mark.parametrize("name", SKELETONS)
 def test_shapes_follow_each_other(name: str) -> None:
     blocks = SKELETONS[name].blocks
-    for before, after in zip(blocks, blocks[1:], strict=False):
+    for before, after in itertools.pairwise(blocks):
         assert (before.out_channels, before.out_size) == (after.in_channels, after.in_size)
 
 

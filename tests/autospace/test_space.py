@@ -85,7 +85,7 @@ def test_hashes_are_stable_across_versions() -> None:
 
 
 def test_the_same_cell_twice_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="layer 1: the cell .* stands twice"):
+    with pytest.raises(InvalidInputError, match=r"layer 1: the cell .* stands twice"):
         replace(SPACE, layers=(REFERENCE_CELLS, REFERENCE_CELLS[:1] * 2, REFERENCE_CELLS))
     # The mode of a node with one input means nothing, so this is the same cell too.
     twin = replace(REFERENCE_CELLS[0], mixes=(Mix.GATE, Mix.GATE))
@@ -184,7 +184,7 @@ def test_foreign_and_damaged_architectures(
 def test_cells_in_files_are_checked_to_the_entry(tmp_path: Path) -> None:
     document = _space_document()
     document["layers"][1][2][1][2] = 5
-    with pytest.raises(InvalidInputError, match="layer 1, cell 2: cell: .*not acyclic"):
+    with pytest.raises(InvalidInputError, match=r"layer 1, cell 2: cell: .*not acyclic"):
         SearchSpace.from_json(document)
     document = _architecture_document()
     document["blocks"][0]["cell"][1][0] = 4
@@ -219,7 +219,8 @@ def test_the_released_space_has_99_cells(reference_folder: Path) -> None:
     assert len(space.layers) == 11
     for cells in space.layers:
         assert set(REFERENCE_CELLS) <= {cell.canonical() for cell in cells}
-        assert cells[-3:] == REFERENCE_CELLS or dropped
+    at_the_end = [tuple(c.canonical() for c in cells[-3:]) for cells in space.layers]
+    assert sum(cells == REFERENCE_CELLS for cells in at_the_end) >= len(space.layers) - dropped
 
 
 def test_the_fusion_rule_replays_the_released_network(reference_folder: Path) -> None:
