@@ -50,6 +50,7 @@ __all__ = ["EvolutionOptions", "Individual", "evolve_space", "mutated", "random_
 _FREE_EDGES = ((1, 0), (2, 0), (2, 1), (3, 1), (3, 2))
 _CHAIN = ((1, 0), (2, 1), (3, 2))
 _KIND = "autospace.evolution"
+_LEAST_RATE = 0.2
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,17 @@ class EvolutionOptions:
         warmup: generations before α learns, so that no cell is judged on random weights.
         population: cells in each layer's population (P).
         sampled: cells that are stacked in a layer (K; 4 in the paper's figure).
+        anchors: how many of them are reference cells, in turn; half of them in the warm-up. They
+            keep the features learning while everything around them changes.
         tournament: cells among which the fittest is taken.
         steps: weight steps in a generation, each followed by an α step after the warm-up.
         batch: images in a step.
-        learning_rate: of the weights (SGD, Nesterov momentum 0.9, cosine).
+        learning_rate: of the weights (SGD, Nesterov momentum 0.9, cosine to a fifth).
         weight_decay: of the weights.
         alpha_rate: size of an α step, relative to the running scale of its gradients.
         momentum: of the fitness' moving average (Eq. 5): 0 overwrites.
         constraint_rate: how fast the multiplier of a limit grows.
+        constraint_most: the multiplier at most: how much more the cost may count than the loss.
         kept: evolved cells of each layer that enter the space, beside the references.
     """
 
@@ -76,14 +80,16 @@ class EvolutionOptions:
     warmup: int = 20
     population: int = 50
     sampled: int = 4
+    anchors: int = 1
     tournament: int = 5
     steps: int = 4
     batch: int = 64
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     weight_decay: float = 4e-5
     alpha_rate: float = 0.05
     momentum: float = 0.5
     constraint_rate: float = 0.2
+    constraint_most: float = 1.5
     kept: int = 6
 
     def check(self) -> None:
@@ -98,6 +104,10 @@ class EvolutionOptions:
                 (self.generations >= 1, f"generations {self.generations}: at least 1"),
                 (0 <= self.warmup < self.generations, f"warmup {self.warmup}: below generations"),
                 (self.sampled >= 2, f"sampled {self.sampled}: at least 2 cells compete"),
+                (
+                    0 <= self.anchors < self.sampled,
+                    f"anchors {self.anchors}: from 0 to below sampled ({self.sampled})",
+                ),
                 (self.tournament >= 1, f"tournament {self.tournament}: at least 1"),
                 (
                     self.population >= max(self.tournament, self.sampled, len(REFERENCE_CELLS) + 1),
@@ -239,11 +249,17 @@ class _Evolution:
         return self._log_line(losses, alpha_losses, expected)
 
     def _sample(self, layer: int) -> list[Individual]:
-        """K different cells: tournament winners, of which every second one is mutated."""
+        """K different cells: references, then tournament winners, every second of them mutated."""
         options = self.options
         random = self.seed.generator("sample", self.generation, layer)
         population = self.populations[layer]
-        chosen: list[Individual] = []
+        by_cell = {individual.cell: individual for individual in population}
+        anchors = options.anchors if self.generation >= options.warmup else options.sampled // 2
+        first = self.generation % len(REFERENCE_CELLS)
+        chosen = [
+            by_cell[REFERENCE_CELLS[(first + place) % len(REFERENCE_CELLS)]]
+            for place in range(min(max(anchors, options.anchors), len(REFERENCE_CELLS)))
+        ]
         while len(chosen) < options.sampled:
             taken = {individual.cell for individual in chosen}
             rest = [individual for individual in population if individual.cell not in taken]
@@ -277,9 +293,10 @@ class _Evolution:
             self.data.train, self.options.batch, step, self.seed.child("train")
         )
         total = self.options.generations * self.options.steps
-        rate = self.options.learning_rate * 0.5 * (1 + np.cos(np.pi * step / total))
+        # Not to zero: the shared weights have to follow each new stack of cells to the end.
+        share = _LEAST_RATE + (1 - _LEAST_RATE) * 0.5 * (1 + np.cos(np.pi * step / total))
         for group in self.optimizer.param_groups:
-            group["lr"] = max(rate, 1e-3 * self.options.learning_rate)
+            group["lr"] = share * self.options.learning_rate
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = functional.cross_entropy(
@@ -287,7 +304,6 @@ class _Evolution:
         )
         value = finite_loss(loss, f"evolve, weight step {step}")
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.optimizer.step()
         return value
 
@@ -325,10 +341,13 @@ class _Evolution:
             (slope,) = torch.autograd.grad(cost / limit.value, free, retain_graph=True)
             excess = cost.item() / limit.value - 1
             multiplier = self.multipliers.get(limit.metric, 0.0)
-            multiplier = max(0.0, multiplier + self.options.constraint_rate * excess)
+            multiplier += self.options.constraint_rate * min(max(excess, -0.5), 0.5)
+            multiplier = min(max(0.0, multiplier), self.options.constraint_most)
             self.multipliers[limit.metric] = multiplier
-            # In units of the loss gradient's scale, per layer: one layer holds 1/L of the cost.
-            direction = direction + multiplier * slope * alpha.numel()
+            # Both directions have a typical entry of 1, so that the multiplier is their ratio:
+            # unbounded, the cost decides alone and the least costly cells win untrained.
+            typical = float(slope.square().mean()) ** 0.5
+            direction = direction + multiplier * slope / (typical + 1e-12)
             expected[limit.metric] = cost.item()
         alpha -= self.options.alpha_rate * direction
         alpha -= alpha.mean(1, keepdim=True) - free.detach().mean(1, keepdim=True)

@@ -23,6 +23,7 @@ __all__ = [
     "build_network",
     "initialise",
     "node_module",
+    "weight_decay_groups",
 ]
 
 BN_EPSILON = 1e-3

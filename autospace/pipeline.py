@@ -21,7 +21,7 @@ from autospace.cost import check_reachable
 from autospace.data import Data, load_data
 from autospace.events import Progress
 from autospace.evolution import mutated
-from autospace.files import content_hash, read_document, replacing, write_json, write_text
+from autospace.files import read_document, replacing, write_json, write_text
 from autospace.genotype import REFERENCE_CELLS, Cell
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, find_skeleton
@@ -200,17 +200,16 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _state(folder: Path, config: RunConfig) -> dict[str, Any]:
     path = folder / "state.json"
-    digest = content_hash(config.to_json())
     if path.exists():
         state = read_document(path, "a run's state")
-        if state.get("digest") != digest:
-            before, after = state.get("config", {}), config.to_json()
+        if not isinstance(state.get("stages"), dict) or not isinstance(state.get("config"), dict):
+            raise InvalidInputError(f"{path}: damaged; remove the folder and run again")
+        before, after = _with_defaults(state["config"], RunConfig().to_json()), config.to_json()
+        if before != after:
             raise UsageError(
                 f"{folder}: holds a run with another configuration ({_difference(before, after)}); "
                 "choose another folder with -o"
             )
-        if not isinstance(state.get("stages"), dict):
-            raise InvalidInputError(f"{path}: damaged; remove the folder and run again")
         return state
     others = [one.name for one in folder.iterdir() if one.name != "run.lock"]
     if others:
@@ -218,7 +217,6 @@ def _state(folder: Path, config: RunConfig) -> dict[str, Any]:
             f"{folder}: holds other files ({others[0]!r}) and no run; choose another folder with -o"
         )
     state = {
-        "digest": digest,
         "config": config.to_json(),
         "seed": config.seed,
         "versions": _versions(),
@@ -226,6 +224,16 @@ def _state(folder: Path, config: RunConfig) -> dict[str, Any]:
     }
     write_json(path, state)
     return state
+
+
+def _with_defaults(document: Any, defaults: Any) -> Any:
+    """A configuration of an older version, with the fields that it did not know yet."""
+    if not isinstance(document, dict) or not isinstance(defaults, dict):
+        return document
+    filled = {
+        key: _with_defaults(document.get(key, value), value) for key, value in defaults.items()
+    }
+    return {**document, **filled}
 
 
 def _difference(before: Any, after: Any, where: str = "") -> str:

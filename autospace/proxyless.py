@@ -212,7 +212,6 @@ class _Search:
         )
         value = finite_loss(loss, f"search, weight step {self.step}")
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.weights, 5.0)
         self.optimizer.step()
         return value
 

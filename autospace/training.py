@@ -243,7 +243,6 @@ def train_network(
             )
             value = finite_loss(loss, f"train, step {step}")
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimizer.step()
             step += 1
             epoch_loss += value

@@ -21,13 +21,13 @@ COMMON = ("--json", "--seed", "--verbose", "--help")
 # In the order in which each finds the files that it needs.
 EXAMPLES = (
     ("devices", "autospace devices"),
-    ("profile-device", "autospace profile-device --minutes 2 -o cpu.card"),
+    ("profile-device", "autospace profile-device --minutes 1 -o cpu.card"),
     (
         "evolve",
         "autospace evolve --latency 0.1ms --device cpu.card --skeleton tiny --generations 40 "
         "--warmup 15 --population 24 -o space.json",
     ),
-    ("", "autospace profile-device --update --space space.json --minutes 1 -o cpu.card"),
+    ("", "autospace profile-device --update --space space.json --minutes 0.7 -o cpu.card"),
     (
         "search",
         "autospace search --space space.json --latency 0.1ms --budget 3M --device cpu.card "

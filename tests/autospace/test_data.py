@@ -397,3 +397,17 @@ def test_joined_splits_keep_their_order(digits: Data) -> None:
     ]
     np.testing.assert_array_equal(joined.images.take(indices), np.stack(expected))
     np.testing.assert_array_equal(joined.labels[indices][1], digits.train.labels[0])
+
+
+def test_the_real_fashion_mnist() -> None:
+    """The Debian package's files, which the half-hour configuration runs on."""
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("install the Debian package dataset-fashion-mnist")
+    data = load_data("fashion-mnist")
+    assert (len(data.train), len(data.validation), len(data.test)) == (50_000, 10_000, 10_000)
+    assert (data.channels, data.resolution, data.num_classes) == (1, 32, 10)
+    for split in (data.train, data.validation, data.test):
+        assert np.bincount(split.labels).tolist() == [len(split) // 10] * 10
+    images, _ = data.batch(data.test, np.arange(50))
+    assert images.shape == (50, 1, 32, 32)
+    assert abs(images.mean()) < 0.2 and abs(images.std() - 1) < 0.2
