@@ -9,6 +9,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/autospace run configs/quickstart.toml -o quickstart
 
 test: $(VENV)/.installed-dev check
+	$(BIN)/python -m pytest --doctest-modules autospace latency devices
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-dev
