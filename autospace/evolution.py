@@ -33,7 +33,7 @@ from autospace.checkpoint import (
     saved_state,
 )
 from autospace.checks import check_rules, finite_loss
-from autospace.cost import Cost, Limit, check_reachable, format_cost
+from autospace.cost import Cost, Limit, check_reachable, format_cost, reference_cost
 from autospace.data import Data
 from autospace.events import Journal, Progress, SaveClock, silent
 from autospace.files import content_hash
@@ -510,7 +510,7 @@ def evolve_space(
     )  # fmt: skip
     digest = content_hash(
         [target.to_json(), asdict(options), seed.root, reading, data.description,
-         [limit.to_json() for limit in limits]]
+         [[limit.to_json(), reference_cost(costs[limit.metric])] for limit in limits]]
     )  # fmt: skip
     saved = saved_state(state, _KIND, digest)
     if saved is not None:

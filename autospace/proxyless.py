@@ -382,7 +382,7 @@ def search_space(
     run = _Search(options, data, seed, net, optimizer, limits, tables, alpha)
     digest = content_hash(
         [space.hash, asdict(options), seed.root, data.description,
-         [limit.to_json() for limit in limits]]
+         [limit.to_json() for limit in limits], [table.values for table in tables]]
     )  # fmt: skip
     saved = saved_state(state, _KIND, digest)
     if saved is not None:

@@ -154,14 +154,14 @@ def choose_network(
     Raises:
         UsageError: no network of the space keeps the limits.
     """
-    known = _measured_before(record)
     seed = seed.child("verify")
     recalibration = Recalibration()
     rounds: list[tuple[Candidate, ...]] = []
     used: list[Recalibration] = []
     accuracies: dict[tuple[int, ...], float] = {}
     best: Candidate | None = None
-    digest = _digest(searched)
+    digest = _digest(searched, latency_table)
+    known = _measured_before(record, digest)
     total = options.rounds * (options.proposals + 1)
     for number in range(1, options.rounds + 1):
         choices = _proposals(searched, recalibration, options.proposals, list(accuracies))
@@ -292,8 +292,11 @@ def _better(best: Candidate | None, candidates: Sequence[Candidate]) -> Candidat
     return max([*([best] if best else []), *candidates], key=rank)
 
 
-def _digest(searched: SearchedNet) -> str:
-    return content_hash([searched.space.hash, [limit.to_json() for limit in searched.limits]])
+def _digest(searched: SearchedNet, latency_table: CostTable | None) -> str:
+    """Of what was asked and of the card's table: another device's measurements do not count."""
+    limits = [limit.to_json() for limit in searched.limits]
+    table = [latency_table.fixed, latency_table.values] if latency_table else None
+    return content_hash([searched.space.hash, limits, table])
 
 
 def _write(
@@ -321,7 +324,7 @@ def _write(
     )
 
 
-def _measured_before(record: Path | None) -> dict[str, Measurement]:
+def _measured_before(record: Path | None, digest: str) -> dict[str, Measurement]:
     """What an interrupted verification already measured."""
     from autospace.files import read_document
 
@@ -329,6 +332,8 @@ def _measured_before(record: Path | None) -> dict[str, Measurement]:
         return {}
     try:
         document = read_document(record, "a verification record")
+        if document["digest"] != digest:
+            return {}
         return {
             one["hash"]: Measurement.from_json(one["measured"])
             for row in document["rounds"]

@@ -217,3 +217,15 @@ def test_the_newest_network_is_the_trained_one_of_the_newest_run(whole, tmp_path
     assert output == whole.parent / "model.onnx"
     with pytest.raises(UsageError, match="no run in"):
         newest_network(tmp_path)
+
+
+def test_a_run_of_an_older_version_goes_on(whole, tmp_path):
+    """Its configuration lacks a field that was added since; the default is meant."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    state = json.loads((run / "state.json").read_text())
+    del state["config"]["target"]["statistic"]
+    (run / "state.json").write_text(json.dumps(state))
+    assert _run(whole.parent / "config.toml", run)["kept"]

@@ -143,3 +143,16 @@ def test_measurements_of_an_interrupted_verification_are_kept(data, tmp_path):
         measure=_device(9.9, again), record=record,
     )  # fmt: skip
     assert first_calls and not again
+
+
+def test_measurements_of_another_device_do_not_count(data, tmp_path):
+    """The same search on a card with other times: what the old record holds is measured anew."""
+    searched, latency = _searched([Limit("latency_ms", 2.0, "2ms")])
+    record, options = tmp_path / "verification.json", replace(OPTIONS, rounds=1)
+    calls: list[int] = []
+    for table in (latency, latency.recalibrated(1.01, 0.0)):
+        choose_network(
+            searched, data, table, options=options, seed=Seed(0),
+            measure=_device(1.4, calls), record=record,
+        )  # fmt: skip
+    assert len(calls) == 2
