@@ -22,9 +22,10 @@ from autospace.space import PLAIN_BLOCK, Architecture
 from devices.errors import UsageError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import torch
 
     from latency import Predictor
+    from latency.expected import ExpectedCost
 
 __all__ = [
     "SMALLEST_CELL",
@@ -123,12 +124,24 @@ class CostTable:
             tuple(tuple(value * factor for value in row) for row in self.values),
         )
 
-    def padded(self, width: int) -> NDArray[np.float64]:
-        """The entries as an array of shape ``(blocks, width)``, 0 where there is no candidate."""
-        array = np.zeros((len(self.values), width))
-        for index, row in enumerate(self.values):
-            array[index, : len(row)] = row
-        return array
+    def expected(self, dtype: torch.dtype | None = None) -> ExpectedCost:
+        """The differentiable expectation over choices, batched; loads torch.
+
+        Args:
+            dtype: what it is computed in; float32 unless told.
+
+        Returns:
+            `latency.ExpectedLatency` for milliseconds, its unit-neutral base for multiply-adds.
+
+        Raises:
+            InvalidInputError: no blocks, or an entry that is negative or not finite.
+        """
+        import torch
+
+        from latency.expected import ExpectedCost, ExpectedLatency
+
+        kind = ExpectedLatency if self.metric == "latency_ms" else ExpectedCost
+        return kind(self.values, self.fixed, dtype=dtype or torch.float32)
 
 
 class Cost(ABC):

@@ -5,26 +5,31 @@ Nothing is ever half-written: a file appears under its name only when it is comp
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from devices.errors import InvalidInputError, UsageError
+from devices.errors import AutospaceError, InvalidInputError, UsageError
 
 __all__ = [
     "canonical_json",
     "check_writable",
     "content_hash",
+    "disk_full",
     "read_document",
     "replacing",
     "write_json",
     "write_text",
 ]
+
+_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def canonical_json(value: Any) -> str:
@@ -46,6 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: the folder is missing or cannot be written to.
+        AutospaceError: the disk is full; what was under the name before is still there.
     """
     check_writable(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -57,8 +63,29 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+    except Exception as error:  # each writer's library raises its own
+        full = disk_full(error, path)
+        if full is None:
+            raise
+        raise full from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def disk_full(error: Exception, path: Path | None = None) -> AutospaceError | None:
+    """What to say when an error means that there is no space left; None for all other errors.
+
+    Args:
+        error: an `OSError`, or an error of a library that quotes one, as safetensors does.
+        path: what was being written, where that is known.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    if number not in _NO_SPACE and (quoted is None or int(quoted[1]) not in _NO_SPACE):
+        return None
+    reason = os.strerror(number or int(quoted[1] if quoted else 0))
+    where = f"{path}: " if path is not None else ""
+    return AutospaceError(f"{where}disk is full ({reason}); free some space and repeat the command")
 
 
 def check_writable(path: Path) -> None:
@@ -77,7 +104,7 @@ def check_writable(path: Path) -> None:
     try:
         handle, probe = tempfile.mkstemp(prefix=f".{path.name}.", dir=parent)
     except OSError as error:
-        raise UsageError(
+        raise disk_full(error, path) or UsageError(
             f"{path}: cannot be written ({error.strerror}); choose another output with -o"
         ) from None
     os.close(handle)

@@ -366,9 +366,9 @@ def network_of(path: Path, kind: str) -> Architecture | None:
         return Architecture.load(path)
     if kind == "onnx":
         from autospace.onnx_export import architecture_of_onnx
-        from devices.onnx_files import parse_onnx
+        from devices.onnx_files import read_onnx
 
-        return architecture_of_onnx(parse_onnx(path.read_bytes(), str(path)))
+        return architecture_of_onnx(read_onnx(path, weights=False))
     if kind == "checkpoint":
         document = _checkpoint_header(path)[0]["meta"].get("architecture")
         return Architecture.from_json(document) if isinstance(document, dict) else None
@@ -380,17 +380,14 @@ def network_of(path: Path, kind: str) -> Architecture | None:
 
 def _read_onnx(path: Path) -> dict[str, Any]:
     from autospace.onnx_export import architecture_of_onnx
-    from devices.onnx_files import parse_onnx
+    from devices.onnx_files import read_onnx
 
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        model = parse_onnx(data, str(path))
+        model = read_onnx(path, weights=False)
     except InvalidInputError as error:
-        if data[:1] == b"\x08":
-            raise
+        with path.open("rb") as file:
+            if file.read(1) == b"\x08":
+                raise
         raise InvalidInputError(f"{path}: none of autospace's files; expected {_WANTED}") from error
     shapes = _shapes(model)
     weights = {tensor.name for tensor in model.graph.initializer}

@@ -163,8 +163,7 @@ class _Search:
     step: int = 0
 
     def __post_init__(self) -> None:
-        width = self.alpha.shape[1]
-        self.padded = [torch.from_numpy(table.padded(width)) for table in self.tables]
+        self.expected = [table.expected(torch.float64) for table in self.tables]
         self.multipliers = self.multipliers or [0.0] * len(self.limits)
         self.weights = list(self.net.parameters())
 
@@ -266,12 +265,11 @@ class _Search:
         """Moves α along the cost term; returns the expected cost of each limit."""
         options = self.options
         free = self.alpha.double().requires_grad_()
-        probabilities = torch.softmax(free, 1)
         expected, step = [], torch.zeros_like(self.alpha, dtype=torch.float64)
-        for number, (limit, table) in enumerate(zip(self.limits, self.tables, strict=True)):
-            cost = (probabilities * self.padded[number]).sum() + table.fixed
+        for number, (limit, term) in enumerate(zip(self.limits, self.expected, strict=True)):
+            cost = term.from_logits(free)
             relative = cost / limit.value
-            (slope,) = torch.autograd.grad(relative, free, retain_graph=True)
+            (slope,) = torch.autograd.grad(relative, free)
             excess = relative.item() - 1
             if options.constraint == "lagrangian":
                 self.multipliers[number] = max(
@@ -294,7 +292,7 @@ class _Search:
                     / relative.item()
                     / (self.scale**0.5 + 1e-12)
                 )
-            step += weight * torch.nan_to_num(slope)
+            step += weight * slope
             expected.append(cost.item())
         self.alpha -= (options.alpha_rate * step).float()
         return expected

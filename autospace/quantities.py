@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from devices.errors import UsageError
 
@@ -17,6 +18,8 @@ __all__ = [
     "parse_duration_s",
     "parse_fraction",
     "parse_latency_ms",
+    "parse_shape",
+    "parse_shapes",
 ]
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-zµ%]*)\s*")
@@ -24,6 +27,7 @@ _COUNT_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 _LATENCY_UNITS_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 _DURATION_UNITS_S = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _LARGEST_COUNT = 1e15
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 
 def _split(text: str, what: str, example: str) -> tuple[float, str]:
@@ -136,6 +140,55 @@ def parse_fraction(text: str, what: str) -> float:
     if unit != "%":
         raise UsageError(f"{what} {text!r}: not a percentage; write 70%")
     return number / 100.0
+
+
+def parse_shape(text: str, what: str = "--shape") -> tuple[str, tuple[int, ...]]:
+    """An input's name and its shape.
+
+    Args:
+        text: for example ``input=1x3x224x224``; the name may hold a ``=`` itself.
+        what: the option named in the error.
+
+    Returns:
+        The name, and sizes of at least 1.
+
+    Raises:
+        UsageError: no name, no sizes, or a size that is no whole number above 0.
+
+    >>> parse_shape("input=1x3x224x224")
+    ('input', (1, 3, 224, 224))
+    """
+    name, equals, sizes = text.rpartition("=")
+    if not equals or not name:
+        raise UsageError(f"{what} {text!r}: names no input; write input=1x3x224x224")
+    if not sizes.strip():
+        raise UsageError(f"{what} {text!r}: no sizes; write {name}=1x3x224x224")
+    shape = []
+    for size in sizes.split("x"):
+        if not _SIZE.fullmatch(size.strip()) or int(size) < 1:
+            raise UsageError(
+                f"{what} {text!r}: {size!r} is no whole number above 0; write {name}=1x3x224x224"
+            )
+        shape.append(int(size))
+    return name, tuple(shape)
+
+
+def parse_shapes(texts: Iterable[str], what: str = "--shape") -> dict[str, tuple[int, ...]]:
+    """Shapes by the input's name, see `parse_shape`.
+
+    Raises:
+        UsageError: malformed, or two for one input.
+
+    >>> parse_shapes(["a=1x3", "b=2"])
+    {'a': (1, 3), 'b': (2,)}
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, shape = parse_shape(text, what)
+        if name in shapes:
+            raise UsageError(f"{what} {text!r}: given twice for {name!r}; give one shape an input")
+        shapes[name] = shape
+    return shapes
 
 
 def format_count(count: float) -> str:

@@ -131,16 +131,11 @@ def open_device(path: Path, *, allow_mismatch: bool = False, batch: int | None =
         InvalidInputError: no card, or damaged.
         MismatchError: made elsewhere, and that was not allowed.
     """
-    from devices.host import Environment, read_environment
-    from devices.runtimes import get_runtime
     from latency import DeviceCard
 
-    card = DeviceCard.open(path)
+    card = DeviceCard.open(path, samples=False)
     warnings = card.check_usable(allow_mismatch)
-    made_on = Environment.from_json(card.environment)
-    here = get_runtime(card.runtime).status().usable and (
-        card.simulated or not made_on.differences(read_environment())
-    )
+    here = card.is_this_machine()
     if batch is not None:
         asked = replace(card.settings, batch=batch)
         warnings = (*warnings, *card.check_settings(asked, allow_mismatch))
@@ -324,9 +319,19 @@ def space_networks(space: SearchSpace, seed: Seed, batch: int = 1) -> dict[str, 
 
 
 def predict(
-    model: Path | onnx.ModelProto, device: Path | Device, *, allow_mismatch: bool = False
+    model: Path | onnx.ModelProto,
+    device: Path | Device,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_mismatch: bool = False,
 ) -> Prediction:
     """The latency of an ONNX model on a card's device.
+
+    Args:
+        model: the model or its file.
+        device: an opened card or its file.
+        shapes: of inputs with dynamic dimensions other than the batch, by name.
+        allow_mismatch: turns differences between card and machine into warnings.
 
     Raises:
         InvalidInputError: no ONNX model, or no card.
@@ -336,7 +341,7 @@ def predict(
 
     if isinstance(device, Path):
         device = open_device(device, allow_mismatch=allow_mismatch)
-    return Predictor.from_card(device.card).predict(model)
+    return Predictor.from_card(device.card).predict(model, shapes)
 
 
 def evolve(
@@ -740,6 +745,7 @@ def benchmark(
     models: Sequence[Path],
     device: Device,
     *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     visits: int = 16,
     seed: int = 0,
     progress: Progress = silent,
@@ -749,6 +755,7 @@ def benchmark(
     Args:
         models: ONNX files.
         device: an opened card of this machine.
+        shapes: of inputs with dynamic dimensions other than the batch, by name.
         visits: to each model.
         seed: of the order of visits.
         progress: is told as it goes.
@@ -758,8 +765,9 @@ def benchmark(
         MismatchError: this machine is not the card's device.
     """
     from devices.errors import MismatchError
-    from devices.onnx_files import read_onnx
+    from devices.onnx_files import fix_shapes, read_onnx, shapes_by_model
     from latency import Predictor
+    from latency.measure import naming
 
     if not device.here:
         raise MismatchError(
@@ -770,8 +778,14 @@ def benchmark(
     for path in models:
         name = path.name if path.name not in loaded else str(path)
         loaded[name] = read_onnx(path)
+    for name, own in shapes_by_model(loaded, shapes or {}).items():
+        with naming(name):
+            loaded[name] = fix_shapes(loaded[name], device.card.settings.batch, own)
     predictor = Predictor.from_card(device.card)
-    predicted = {name: predictor.predict(model) for name, model in loaded.items()}
+    predicted = {}
+    for name, model in loaded.items():
+        with naming(name):
+            predicted[name] = predictor.predict(model)
     measured = device.measure(loaded, visits=visits, seed=seed, progress=progress)
     return Benchmark(
         tuple(BenchmarkedModel(name, predicted[name], measured[name]) for name in loaded),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from latency.card import DeviceCard
+    from latency.expected import ExpectedLatency
     from latency.kernel import Kernel, KernelGraph, KernelNode
     from latency.measure import Measurement, measure_models
     from latency.predictor import KernelPrediction, Prediction, Predictor
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DeviceCard": "card",
+    "ExpectedLatency": "expected",
     "Kernel": "kernel",
     "KernelGraph": "kernel",
     "KernelNode": "kernel",
@@ -31,6 +33,7 @@ _HOMES = {
 
 __all__ = [
     "DeviceCard",
+    "ExpectedLatency",
     "Kernel",
     "KernelGraph",
     "KernelNode",

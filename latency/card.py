@@ -9,32 +9,39 @@ docs/adr/0011-device-card-format.md.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from devices.errors import AutospaceError, InvalidInputError, MismatchError
+from devices.errors import AutospaceError, InvalidInputError, MismatchError, UsageError
 from devices.host import Environment
 from devices.measurement import ACCEPT_RATIO, Measurement, Visit, sentinel_reference
 from devices.onnx_files import one_line
 from devices.runtimes.base import RuntimeSettings
-from latency.kernel import Kernel
+from latency.kernel import Kernel, KernelNode
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from latency.fusion import FusionRules
+
 __all__ = [
     "ANCHOR",
     "APPLICATION_ID",
+    "CHOSEN",
     "SCHEMA_VERSION",
     "STATISTICS",
     "CardNetwork",
@@ -45,12 +52,18 @@ __all__ = [
 
 APPLICATION_ID = 0x41535044
 """Marks the SQLite file as a device card ("ASPD")."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the tables below; a card with a higher one is refused."""
 
 STATISTICS = ("p50", "p90", "p99")
 """Percentiles of the samples as seen, see `devices.measurement.Measurement`."""
 
+_NO_SPACE = (
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+)
 _MAGIC = b"SQLite format 3\x00"
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -61,7 +74,7 @@ CREATE TABLE network (
 );
 CREATE TABLE network_kernel (
     network INTEGER NOT NULL REFERENCES network, position INTEGER NOT NULL,
-    kernel INTEGER NOT NULL REFERENCES kernel, nodes TEXT NOT NULL,
+    kernel INTEGER NOT NULL REFERENCES kernel, nodes TEXT NOT NULL, sources TEXT NOT NULL,
     PRIMARY KEY (network, position)
 ) WITHOUT ROWID;
 CREATE TABLE visit (
@@ -70,21 +83,26 @@ CREATE TABLE visit (
     samples BLOB NOT NULL, kernel_samples BLOB NOT NULL,
     UNIQUE (round, network)
 );
+CREATE TABLE derived (name TEXT PRIMARY KEY, seal TEXT NOT NULL, data BLOB NOT NULL);
 """
 _TABLES = {
     "meta": "key, value",
     "kernel": "id, signature, spec",
     "network": "id, name, kind, digest, spec",
-    "network_kernel": "network, position, kernel, nodes",
+    "network_kernel": "network, position, kernel, nodes, sources",
     "visit": (
         "id, round, network, at_s, sentinel_before_ms, sentinel_after_ms, samples, kernel_samples"
     ),
 }
+# `derived` holds what was worked out from the rest; it is no part of the content.
 _REQUIRED_META = ("arguments", "environment", "runtime", "runtime_version", "settings", "simulated")
 
 
 ANCHOR = "anchor"
 """The kind of a network that only pins down what every run and every kernel cost."""
+
+CHOSEN = "chosen-"
+"""How the names of probes begin that were chosen because little was known of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +134,10 @@ class CardNetwork:
         digest: of the model's structure, see `latency.probes.model_digest`.
         kernels: in the order of execution.
         nodes: for each kernel, the names of the model's nodes that it covers.
+        sources: for each kernel and each of its data inputs, the place of the kernel that makes it;
+            -1 for an input of the network.
         visits: in the order of time.
+        spec: what it was built from, as a JSON object; None where the card does not say.
     """
 
     name: str
@@ -124,7 +145,9 @@ class CardNetwork:
     digest: str
     kernels: tuple[Kernel, ...]
     nodes: tuple[tuple[str, ...], ...]
+    sources: tuple[tuple[int, ...], ...]
     visits: tuple[CardVisit, ...]
+    spec: Mapping[str, Any] | None = None
 
 
 class DeviceCard:
@@ -140,15 +163,20 @@ class DeviceCard:
         settings: threads, precision and batch that it was made with.
         simulated: whether its times were computed instead of measured.
         complete: whether the profile was finished.
-        networks: what was measured.
     """
 
     def __init__(
-        self, path: Path, meta: Mapping[str, Any], networks: tuple[CardNetwork, ...], digest: str
+        self,
+        path: Path,
+        meta: Mapping[str, Any],
+        networks: tuple[CardNetwork, ...] | None,
+        derived: Mapping[str, bytes],
+        digest: str,
     ) -> None:
         self.path = path
         self._meta = meta
-        self.networks = networks
+        self._networks = networks
+        self._derived = derived
         self.runtime = str(meta["runtime"])
         self.runtime_version = str(meta["runtime_version"])
         self.settings = RuntimeSettings.from_json(meta["settings"])
@@ -158,11 +186,14 @@ class DeviceCard:
         self._fingerprint = digest
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, *, samples: bool = True) -> Self:
         """Reads a card.
 
         Args:
             path: of the card's file.
+            samples: whether the raw samples are read and checked now. Without them a finished card
+                opens in a moment, with its description and what was worked out from the samples,
+                both checked; the samples are read when `networks` is first asked for.
 
         Returns:
             The card; it may be unfinished, see `complete`.
@@ -173,35 +204,83 @@ class DeviceCard:
         """
         path = Path(path)
         check_header(path)
-        try:
-            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-            try:
-                _check_schema(connection, path)
-                meta, networks, digest = _read(connection)
-            finally:
-                connection.close()
-            card = cls(path, meta, networks, digest)
-        except sqlite3.Error as error:
-            raise InvalidInputError(
-                f"{path}: damaged device card ({one_line(error, 80)}); copy it again or "
-                "profile the device anew."
-            ) from error
-        except AutospaceError as error:
-            if str(path) in str(error):
-                raise
-            raise InvalidInputError(f"{path}: damaged device card; {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InvalidInputError(
-                f"{path}: damaged device card (unreadable content); copy it again or profile the "
-                "device anew."
-            ) from error
-        stored = meta.get("fingerprint")
-        if card.complete and stored != digest:
+        with _damage(path):
+            meta, networks, derived, digest = _content(path, samples)
+            card = cls(path, meta, networks, derived, digest)
+        if card.complete and meta.get("fingerprint") != digest:
             raise InvalidInputError(
                 f"{path}: damaged device card (its content does not match its checksum); copy it "
                 "again or profile the device anew."
             )
         return card
+
+    @property
+    def networks(self) -> tuple[CardNetwork, ...]:
+        """What was measured.
+
+        Raises:
+            InvalidInputError: the samples had not been read yet, and are damaged or gone.
+        """
+        if self._networks is None:
+            whole = type(self).open(self.path)
+            if whole.fingerprint != self.fingerprint:
+                raise InvalidInputError(
+                    f"{self.path}: changed since it was opened; repeat the command."
+                )
+            self._networks = whole.networks
+        return self._networks
+
+    @property
+    def sentinel(self) -> str | None:
+        """Digest of the sentinel that its times belong to."""
+        found = self._meta.get("sentinel")
+        return None if found is None else str(found)
+
+    @property
+    def fit(self) -> bytes | None:
+        """What a predictor was fitted to; see `latency.predictor.Predictor.to_bytes`."""
+        return self._derived.get("fit")
+
+    @cached_property
+    def fusion_rules(self) -> FusionRules | None:
+        """What the runtime makes of a network's nodes, as far as the profile has seen it.
+
+        Raises:
+            InvalidInputError: they are unreadable.
+        """
+        from latency.fusion import FusionRules
+
+        data = self._derived.get("fusion")
+        with _damage(self.path):
+            return None if data is None else FusionRules.from_json(json.loads(data))
+
+    def is_this_machine(self) -> bool:
+        """Whether the runtime that is installed here would do what the card's device does."""
+        from devices.host import read_environment
+        from devices.runtimes import get_runtime
+
+        try:
+            status = get_runtime(self.runtime).status()
+        except UsageError:  # a runtime that only another version knows
+            return False
+        if not status.usable or status.version != self.runtime_version:
+            return False
+        return self.simulated or not self._environment.differences(read_environment())
+
+    def first(self, minutes: float) -> Self:
+        """The card that a shorter profile would have made: what was visited by then.
+
+        Args:
+            minutes: since the profile began.
+        """
+        networks = tuple(
+            replace(network, visits=visits)
+            for network in self.networks
+            if (visits := tuple(v for v in network.visits if v.at_s <= 60 * minutes))
+        )
+        digest = hashlib.sha256(f"{self.fingerprint} {minutes}".encode()).hexdigest()
+        meta = {key: value for key, value in self._meta.items() if key != "validation"}
+        return type(self)(self.path, meta, networks, {}, digest)
 
     def __enter__(self) -> Self:
         return self
@@ -336,6 +415,9 @@ class DeviceCard:
     def check_usable(self, allow_mismatch: bool = False) -> tuple[str, ...]:
         """Whether the card speaks for this machine and the runtime that is installed on it.
 
+        Where its runtime is not installed, nothing can be mistaken for it: the card then speaks for
+        its own device, by the fusion rules that it holds.
+
         Args:
             allow_mismatch: turn differences into warnings.
 
@@ -351,12 +433,22 @@ class DeviceCard:
         warnings = []
         if not self.complete:
             warnings.append(f"{self.path}: unfinished; run profile-device again to finish it.")
-        status = get_runtime(self.runtime).status()
+        try:
+            status = get_runtime(self.runtime).status()
+        except UsageError as error:
+            raise MismatchError(
+                f"{self.path}: made with {self.runtime!r}, which this version does not know; "
+                "update autospace or profile this device."
+            ) from error
         found = []
-        if status.version != self.runtime_version:
-            here = status.version or "not installed"
-            found.append(f"{self.runtime}: {self.runtime_version} → {here}")
-        if not self.simulated:
+        if status.version is None:
+            warnings.append(
+                f"{self.path}: {self.runtime} {self.runtime_version} is not installed here; the "
+                "figures are for the card's own device."
+            )
+        elif status.version != self.runtime_version:
+            found.append(f"{self.runtime}: {self.runtime_version} → {status.version}")
+        if not self.simulated and status.version is not None:
             found += self._environment.differences(read_environment())
         if found and not allow_mismatch:
             raise MismatchError(
@@ -415,16 +507,11 @@ class CardWriter:
     def __init__(self, path: Path) -> None:
         check_header(path)
         self.path = path
-        try:
+        with writing(path):
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
             _check_schema(self._db, path)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-        except sqlite3.Error as error:
-            raise InvalidInputError(
-                f"{path}: damaged device card ({one_line(error, 80)}); delete it and "
-                "profile the device anew."
-            ) from error
 
     @classmethod
     def create(cls, path: Path, meta: Mapping[str, Any]) -> Self:
@@ -432,11 +519,13 @@ class CardWriter:
 
         Raises:
             InvalidInputError: the folder cannot be written.
+            AutospaceError: the disk is full.
         """
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             temporary.unlink(missing_ok=True)
             db = sqlite3.connect(temporary)
+            db.execute("PRAGMA journal_mode=MEMORY")  # a card that is cut short is never renamed
             try:
                 db.executescript(_SCHEMA)
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -449,7 +538,10 @@ class CardWriter:
                 db.close()
             temporary.replace(path)
         except (sqlite3.Error, OSError) as error:
-            raise InvalidInputError(
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            full = _disk_full(path, error)
+            raise full or InvalidInputError(
                 f"{path}: cannot be written ({one_line(error, 80)}); give a path in a "
                 "folder that exists."
             ) from error
@@ -509,7 +601,7 @@ class CardWriter:
         kind: str,
         digest: str,
         spec: Mapping[str, Any] | None,
-        kernels: Iterable[tuple[Kernel, Sequence[str]]],
+        kernels: Iterable[KernelNode],
     ) -> int:
         """Adds a network with its kernels; returns its number."""
         with self._transaction():
@@ -518,14 +610,16 @@ class CardWriter:
                 (name, kind, digest, _dump(spec)),
             )
             number = int(cursor.lastrowid or 0)
-            for position, (kernel, nodes) in enumerate(kernels):
+            for position, node in enumerate(kernels):
+                signature = node.kernel.signature
                 self._db.execute(
                     "INSERT OR IGNORE INTO kernel (signature, spec) VALUES (?, ?)",
-                    (kernel.signature, _dump(kernel.to_json())),
+                    (signature, _dump(node.kernel.to_json())),
                 )
                 self._db.execute(
-                    "INSERT INTO network_kernel SELECT ?, ?, id, ? FROM kernel WHERE signature=?",
-                    (number, position, _dump(list(nodes)), kernel.signature),
+                    "INSERT INTO network_kernel SELECT ?, ?, id, ?, ? FROM kernel "
+                    "WHERE signature=?",
+                    (number, position, _dump(node.nodes), _dump(node.sources), signature),
                 )
         return number
 
@@ -553,33 +647,119 @@ class CardWriter:
                 "INSERT OR REPLACE INTO meta VALUES ('elapsed_s', ?)", (_dump(elapsed_s),)
             )
 
-    def finish(self, validation: Mapping[str, Any]) -> None:
-        """Marks the card as finished, and makes it a single file."""
+    def finish(self, validation: Mapping[str, Any], derived: Mapping[str, bytes]) -> None:
+        """Marks the card as finished, and makes it a single file.
+
+        Args:
+            validation: how well the predictor does, as a JSON object.
+            derived: by name, what was worked out from the samples.
+        """
         self.put(validation=dict(validation), complete=True)
         self.put(fingerprint=_digest(self._db))
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._db.execute("PRAGMA journal_mode=DELETE")
+        meta, _ = _read_derived(self._db)
+        with self._transaction():
+            self._db.execute("DELETE FROM derived")
+            self._db.executemany(
+                "INSERT INTO derived VALUES (?, ?, ?)",
+                [(name, _seal(meta, data), data) for name, data in sorted(derived.items())],
+            )
+        self.fold()
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    def fold(self) -> None:
+        """Makes the card a single file, as it has to be when it is sent on."""
+        with writing(self.path):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.execute("PRAGMA journal_mode=DELETE")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """`with` a transaction: committed at the end, rolled back on an error."""
+        with writing(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                # SQLite itself rolls back when the disk is full.
+                if self._db.in_transaction:
+                    with suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
 
 
-class _Transaction:
-    """`with` a transaction: committed at the end, rolled back on an error."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line why a card could not be written.
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    Raises:
+        AutospaceError: the disk is full; what was committed stays.
+        InvalidInputError: the card is damaged, read-only, or held by another program.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        full = _disk_full(path, error)
+        if full is not None:
+            raise full from error
+        if isinstance(error, OSError):
+            raise
+        reason = one_line(error, 80)
+        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            words = f"cannot be written ({reason}); make the file and its folder writable, or give "
+            words += "another path."
+        elif primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            words = f"in use by another program ({reason}); close that and repeat the command."
+        elif primary == sqlite3.SQLITE_IOERR:
+            words = f"cannot be written ({reason}); check the disk and repeat the command."
+        else:
+            words = f"damaged device card ({reason}); delete it and profile the device anew."
+        raise InvalidInputError(f"{path}: {words}") from error
 
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+def _disk_full(path: Path, error: sqlite3.Error | OSError) -> AutospaceError | None:
+    """The error for a disk without space; None for all other causes."""
+    if isinstance(error, OSError):
+        # Python looks for a folder in which it can write, and finds none.
+        none = "No usable temporary directory" in str(error)
+        if not none and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            return None
+        what = "disk is full, here or where temporary files are kept"
+    elif getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+        what = "disk is full"
+    elif getattr(error, "sqlite_errorcode", 0) in _NO_SPACE:
+        what = "disk is full, or a limit on the size of files is reached"
+    else:
+        return None
+    reason = getattr(error, "strerror", None) or one_line(error, 80)
+    return AutospaceError(
+        f"{path}: {what} ({reason}); free some space and repeat the command, it goes on from there."
+    )
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged card leads to into one line.
+
+    Raises:
+        InvalidInputError: the card is damaged, or the disk is full.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        full = _disk_full(path, error)
+        raise full or InvalidInputError(
+            f"{path}: damaged device card ({one_line(error, 80)}); copy it again or "
+            "profile the device anew."
+        ) from error
+    except AutospaceError as error:
+        if str(path) in str(error):
+            raise
+        raise InvalidInputError(f"{path}: damaged device card; {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InvalidInputError(
+            f"{path}: damaged device card (unreadable content); copy it again or profile the "
+            "device anew."
+        ) from error
 
 
 def check_header(path: Path) -> None:
@@ -603,8 +783,8 @@ def check_header(path: Path) -> None:
         raise InvalidInputError(f"{path}: not a device card; give the file of profile-device.")
 
 
-def _check_schema(db: sqlite3.Connection, path: Path) -> None:
-    """Refuses other SQLite files, newer cards and damaged ones."""
+def _check_schema(db: sqlite3.Connection, path: Path, whole: bool = True) -> None:
+    """Refuses other SQLite files, newer cards and, where the whole file is looked at, damage."""
     application = db.execute("PRAGMA application_id").fetchone()[0]
     if application != APPLICATION_ID:
         raise InvalidInputError(
@@ -616,12 +796,67 @@ def _check_schema(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: device card of format {version}, this version reads {SCHEMA_VERSION}; "
             "update autospace or profile the device anew."
         )
+    if not whole:
+        return
     verdict = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict is None or verdict[0] != "ok":
         detail = " ".join(str(verdict[0] if verdict else "no answer").split())[:80]
         raise InvalidInputError(
             f"{path}: damaged device card ({detail}); copy it again or profile the device anew."
         )
+
+
+_Content = tuple[dict[str, Any], "tuple[CardNetwork, ...] | None", dict[str, bytes], str]
+"""Description, networks, what was derived from them, and the digest of description and networks."""
+
+
+def _content(path: Path, samples: bool) -> _Content:
+    """What is in the card, also where SQLite cannot write its own files beside an open one."""
+    try:
+        return _content_at(path, path, samples)
+    except sqlite3.OperationalError as error:
+        unwritable = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in unwritable:
+            raise
+    with tempfile.TemporaryDirectory(prefix="autospace-card-") as folder:
+        copy = Path(folder) / "card"
+        shutil.copyfile(path, copy)
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists():
+            shutil.copyfile(log, f"{copy}-wal")
+        return _content_at(copy, path, samples)
+
+
+def _content_at(place: Path, path: Path, samples: bool) -> _Content:
+    """What is in the card that lies at a place; errors name its path."""
+    connection = sqlite3.connect(f"{place.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        _check_schema(connection, path, whole=samples)
+        meta, derived = _read_derived(connection)
+        if not samples and derived:
+            return meta, None, derived, str(meta.get("fingerprint"))
+        if not samples:
+            _check_schema(connection, path)
+        meta, networks, digest = _read(connection)
+        return meta, networks, derived, digest
+    finally:
+        connection.close()
+
+
+def _read_derived(db: sqlite3.Connection) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The description, and what was derived from the samples as far as its seal is whole."""
+    db.execute("BEGIN")
+    meta = {str(key): json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
+    rows = db.execute("SELECT name, seal, data FROM derived ORDER BY name").fetchall()
+    db.execute("COMMIT")
+    if not meta.get("complete"):
+        return meta, {}
+    return meta, {str(n): bytes(d) for n, seal, d in rows if seal == _seal(meta, bytes(d))}
+
+
+def _seal(meta: Mapping[str, Any], data: bytes) -> str:
+    """Ties what was derived to the description that it was derived under."""
+    return hashlib.sha256(_dump(dict(meta)).encode() + data).hexdigest()
 
 
 def _read(
@@ -639,12 +874,13 @@ def _read(
         int(number): Kernel.from_json(json.loads(spec))
         for number, spec in db.execute("SELECT id, spec FROM kernel")
     }
-    parts: dict[int, list[tuple[Kernel, tuple[str, ...]]]] = {}
-    for network, kernel, nodes in db.execute(
-        "SELECT network, kernel, nodes FROM network_kernel ORDER BY network, position"
+    parts: dict[int, list[tuple[Kernel, tuple[str, ...], tuple[int, ...]]]] = {}
+    for network, kernel, nodes, sources in db.execute(
+        "SELECT network, kernel, nodes, sources FROM network_kernel ORDER BY network, position"
     ):
         names = tuple(str(node) for node in json.loads(nodes))
-        parts.setdefault(int(network), []).append((kernels[int(kernel)], names))
+        places = tuple(int(place) for place in json.loads(sources))
+        parts.setdefault(int(network), []).append((kernels[int(kernel)], names, places))
     visits: dict[int, list[CardVisit]] = {}
     for row in db.execute(f"SELECT {_TABLES['visit']} FROM visit ORDER BY id"):
         _, number, network, at_s, before_ms, after_ms, samples, kernel_samples = row
@@ -667,12 +903,14 @@ def _read(
             name=str(name),
             kind=str(kind),
             digest=str(digest),
-            kernels=tuple(kernel for kernel, _ in parts.get(int(number), ())),
-            nodes=tuple(nodes for _, nodes in parts.get(int(number), ())),
+            kernels=tuple(kernel for kernel, _, _ in parts.get(int(number), ())),
+            nodes=tuple(nodes for _, nodes, _ in parts.get(int(number), ())),
+            sources=tuple(places for _, _, places in parts.get(int(number), ())),
             visits=tuple(visits.get(int(number), ())),
+            spec=json.loads(spec),
         )
-        for number, name, kind, digest in db.execute(
-            "SELECT id, name, kind, digest FROM network ORDER BY id"
+        for number, name, kind, digest, spec in db.execute(
+            "SELECT id, name, kind, digest, spec FROM network ORDER BY id"
         )
     )
     return meta, networks, _digest(db)

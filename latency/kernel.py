@@ -16,11 +16,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from devices.errors import InvalidInputError
+from devices.onnx_files import dtype_name
+from latency.denormals import denormal_counts
+from latency.static import StaticGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -35,12 +38,15 @@ FAMILIES = (
     "conv_depthwise",
     "conv_grouped",
     "gemm",
+    "matmul",
     "pool",
     "global_pool",
     "elementwise",
     "activation",
+    "softmax",
     "concat",
     "reorder",
+    "transpose",
     "reshape",
     "normalisation",
     "reduction",
@@ -71,22 +77,43 @@ _FAMILY_OF_OP = {
             "FastGelu",
             "BiasGelu",
             "Erf",
-            "Softmax",
             "Exp",
+            "Log",
             "Sqrt",
+            "Neg",
+            "Abs",
+            "Reciprocal",
+            "Softplus",
+            "Mish",
         ),
         "activation",
     ),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), "softmax"),
     "Concat": "concat",
-    **dict.fromkeys(("ReorderInput", "ReorderOutput", "Transpose"), "reorder"),
+    **dict.fromkeys(("ReorderInput", "ReorderOutput"), "reorder"),
+    "Transpose": "transpose",
     **dict.fromkeys(
         ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast"), "reshape"
     ),
     **dict.fromkeys(
-        ("BatchNormalization", "LayerNormalization", "InstanceNormalization"), "normalisation"
+        (
+            "BatchNormalization",
+            "LayerNormalization",
+            "SimplifiedLayerNormalization",
+            "SkipLayerNormalization",
+            "InstanceNormalization",
+            "GroupNorm",
+            "GroupNormalization",
+            "RMSNormalization",
+            "LRN",
+            "LpNormalization",
+        ),
+        "normalisation",
     ),
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), "reduction"),
-    **dict.fromkeys(("Split", "Slice", "Gather"), "split"),
+    **dict.fromkeys(
+        ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ArgMax"), "reduction"
+    ),
+    **dict.fromkeys(("Split", "Slice", "Gather", "Pad", "Expand", "Tile"), "split"),
 }
 _ACTIVATIONS = {
     "Relu",
@@ -172,8 +199,13 @@ class Kernel:
             channels_in = self.inputs[0][1] if self.inputs and len(self.inputs[0]) > 1 else 1
             taps = math.prod(self.kernel) * max(channels_in // max(self.groups, 1), 1)
             return math.prod(self.output) * taps
-        if self.family == "gemm" and self.inputs and self.inputs[0]:
-            return math.prod(self.output) * self._inner()
+        if self.family == "gemm" and self.inputs and self.weights:
+            sizes = math.prod(self.inputs[0]) * math.prod(self.weights[0])
+            return math.isqrt(sizes * math.prod(self.output))
+        if self.family == "matmul" and len(self.inputs) > 1:
+            # Whichever way the factors are turned: (b·m·k)(b·k·n)(b·m·n) = b·(b·m·k·n)².
+            sizes = math.prod(math.prod(shape) for shape in (*self.inputs[:2], self.output))
+            return math.isqrt(sizes // max(math.prod(self.output[:-2]), 1))
         return 0
 
     @property
@@ -185,24 +217,32 @@ class Kernel:
         touched = max((math.prod(s) for s in (*self.inputs, *self.outputs)), default=0)
         if self.family == "pool":
             return math.prod(self.output) * max(math.prod(self.kernel), 1)
-        if self.family in ("reshape", "reorder", "concat", "split"):
+        if self.family in ("reshape", "reorder", "transpose", "concat", "split"):
             return 0
         return touched
 
     @property
+    def denormal_work(self) -> int:
+        """Operations on denormal numbers, see `latency.denormals`."""
+        if '"denormals"' not in self.attributes:
+            return 0
+        count = int(json.loads(self.attributes)["denormals"])
+        return count * (self.output[-1] if self.madds else 1)
+
+    @property
     def bytes_in(self) -> int:
         """Bytes of the data inputs."""
-        return self._size * sum(math.prod(shape) for shape in self.inputs)
+        return self.element_bytes * sum(math.prod(shape) for shape in self.inputs)
 
     @property
     def bytes_out(self) -> int:
         """Bytes of the outputs."""
-        return self._size * sum(math.prod(shape) for shape in self.outputs)
+        return self.element_bytes * sum(math.prod(shape) for shape in self.outputs)
 
     @property
     def bytes_weights(self) -> int:
         """Bytes of the constant inputs."""
-        return self._size * sum(math.prod(shape) for shape in self.weights)
+        return self.element_bytes * sum(math.prod(shape) for shape in self.weights)
 
     @property
     def signature(self) -> str:
@@ -259,13 +299,9 @@ class Kernel:
         return cls(**values)
 
     @property
-    def _size(self) -> int:
+    def element_bytes(self) -> int:
+        """Bytes of one element of the output."""
         return _ELEMENT_BYTES.get(self.dtype, 4)
-
-    def _inner(self) -> int:
-        """Summed dimension of a matrix product, from the input and the weights or second input."""
-        options = json.loads(self.attributes) if self.attributes else {}
-        return self.inputs[0][0 if options.get("transA") else -1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +314,14 @@ class KernelNode:
         nodes: names of the original model's nodes that it does the work of, the heaviest first
             (convolution, matrix product), then in the original's order; never empty. A node without
             a name goes by its first output. A layout change belongs to the node it is done for.
+        sources: for each data input of the kernel, the place in the graph of the kernel that makes
+            it; -1 for an input of the network.
     """
 
     kernel: Kernel
     name: str
     nodes: tuple[str, ...]
+    sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -332,14 +371,11 @@ class _Original:
         for node in self.nodes:
             for name in dict.fromkeys(node.input):
                 self.consumers.setdefault(name, []).append(node)
-        self.constants = {tensor.name for tensor in model.graph.initializer}
-        # What is computed from weights alone is folded away and takes no time.
-        self.folded: set[str] = set()
-        for node in self.nodes:
-            if all(name in self.constants for name in node.input if name):
-                self.folded.add(node.name)
-                self.constants.update(node.output)
-        self.shapes, self.dtypes = _inferred(model)
+        static = StaticGraph(model)
+        self.constants = static.constants
+        # What is computed from weights and shapes alone is folded away and takes no time.
+        self.folded = {self.nodes[i].name for i in static.folded}
+        self.shapes, self.dtypes = static.shapes, static.dtypes
         self.tensors = {*self.producer, *(value.name for value in model.graph.input)}
 
     def data_inputs(self, node: onnx.NodeProto) -> list[str]:
@@ -350,17 +386,13 @@ class _Reader:
     """Matches a compiled graph to its original, one compiled node after the other."""
 
     def __init__(self, original: onnx.ModelProto, compiled: onnx.ModelProto) -> None:
-        import onnx
 
         self.original = _Original(original)
         self.nodes = list(compiled.graph.node)
         self.weights: dict[str, Shape] = {
             tensor.name: tuple(tensor.dims) for tensor in compiled.graph.initializer
         }
-        self.weight_dtypes = {
-            t.name: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).name
-            for t in compiled.graph.initializer
-        }
+        self.weight_dtypes = {t.name: dtype_name(t.data_type) for t in compiled.graph.initializer}
         self.consumers: dict[str, list[int]] = {}
         for index, node in enumerate(self.nodes):
             for name in node.input:
@@ -370,6 +402,8 @@ class _Reader:
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, str] = {}
         self.claimed: set[str] = set()
+        self.static = StaticGraph(compiled, walk=False)
+        self.compiled = compiled.graph
         for value in compiled.graph.input:
             if value.name in self.original.shapes:
                 self._set_shape(value.name, value.name)
@@ -382,15 +416,22 @@ class _Reader:
             attributes = _attributes(node)
             inputs = [name for name in node.input if name and name not in self.weights]
             if node.op_type in ("ReorderInput", "ReorderOutput"):
-                names: list[str] = []
-                self._pass_on(node.input[0], node.output[0])
+                names = self._cover_reorder(node, attributes)
             else:
                 names = self._cover(node, attributes, inputs)
+                self._correct_shapes(node)
             kernels.append(self._kernel(node, attributes, inputs))
             covered.append(names)
+        self._mark_denormals(kernels)
         self._attribute_the_rest(covered)
+        producer = {out: i for i, node in enumerate(self.nodes) for out in node.output if out}
         return [
-            KernelNode(kernel, node.name or node.output[0], tuple(names))
+            KernelNode(
+                kernel,
+                node.name or node.output[0],
+                tuple(names),
+                tuple(producer.get(n, -1) for n in node.input if n and n not in self.weights),
+            )
             for kernel, node, names in zip(kernels, self.nodes, covered, strict=True)
         ]
 
@@ -413,10 +454,55 @@ class _Reader:
         if node.output and node.output[0] not in self.shapes:
             self._infer_shape(node, attributes, inputs)
         names = self._between(end, stops)
+        for output in node.output[1:]:  # slices that became one split
+            if output in self.original.producer:
+                further = self._between(output, stops)
+                names += [name for name in further if name not in names]
         if not names:
             names = [self.original.producer[end].name]
         self.claimed.update(names)
         return sorted(names, key=self._weight)
+
+    def _cover_reorder(self, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> list[str]:
+        """A layout change stands for no node, but for a transposition that it does on the way."""
+        source, target = node.input[0], node.output[0]
+        self._pass_on(source, target)
+        if not attributes.get("channels_last") or source not in self.shapes:
+            return []
+        names: list[str] = []
+        perm = (0, 2, 3, 1) if node.op_type == "ReorderOutput" else (0, 3, 1, 2)
+        for candidate in self.original.consumers.get(self.equal.get(source, ""), ()):
+            if candidate.op_type == "Transpose" and (
+                tuple(_attributes(candidate).get("perm", ())) == perm
+            ):
+                self.equal[target] = candidate.output[0]
+                self.claimed.add(candidate.name)
+                names = [candidate.name]
+                break
+        shape = self.shapes[source]
+        if len(shape) == 4:
+            self._know_shape(target, tuple(shape[axis] for axis in perm), self.dtypes[source])
+        return names
+
+    def _correct_shapes(self, node: onnx.NodeProto) -> None:
+        """Lets ONNX's inference, where it knows the operation, overrule the matching by tensors.
+
+        A runtime that moves transpositions through the graph leaves tensors that have the values
+        of the original's in another order.
+        """
+        if not node.domain and node.op_type not in _CONVOLUTIONS:
+            self.static.visit(node)
+            for name in node.output:
+                if name in self.static.shapes:
+                    self.shapes[name] = self.static.shapes[name]
+                    self.dtypes[name] = self.static.dtypes[name]
+        for name in node.output:
+            if name in self.shapes and name not in self.static.shapes:
+                self._know_shape(name, self.shapes[name], self.dtypes.get(name) or "float32")
+
+    def _know_shape(self, name: str, shape: Shape, dtype: str) -> None:
+        self.shapes[name], self.dtypes[name] = shape, dtype
+        self.static.set(name, shape, dtype)
 
     def _end_tensor(
         self, node: onnx.NodeProto, attributes: Mapping[str, Any], stops: set[str]
@@ -439,16 +525,45 @@ class _Reader:
                 path.add("Add")
         activation = attributes.get("activation", "")
         if activation and not path & _ACTIVATIONS:
-            start = self._step(start, {activation}, None) or start
+            start = self._step(start, {activation}, None) or self._gated(start) or start
+        if node.op_type == "Gelu":
+            start = self._halved(start) or start
         return start
+
+    def _gated(self, tensor: str) -> str | None:
+        """Product of a tensor with its own (hard) sigmoid, where it is written out so."""
+        for gate in self.original.consumers.get(tensor, ()):
+            if gate.op_type in ("Sigmoid", "HardSigmoid"):
+                return self._step(tensor, {"Mul"}, gate.output[0])
+        return None
+
+    def _halved(self, tensor: str) -> str | None:
+        """The last factor of a GELU that is written out; only one of its products was found."""
+        following = self.original.consumers.get(tensor, [])
+        if len(following) != 1 or following[0].op_type != "Mul":
+            return None
+        others = [name for name in following[0].input if name != tensor]
+        makers = [self.original.producer.get(name) for name in others]
+        last = all(
+            math.prod(self.original.shapes.get(name, (0,))) == 1
+            if name in self.original.constants
+            else maker is not None and maker.op_type == "Add"
+            for name, maker in zip(others, makers, strict=True)
+        )
+        return str(following[0].output[0]) if last else None
 
     def _known_ends(self) -> dict[str, str]:
         """Compiled tensors that their consumers give away: what a reorder or convolution reads."""
         ends: dict[str, str] = {}
         for node in self.nodes:
             if node.op_type in ("ReorderInput", "ReorderOutput"):
-                if node.output[0] in self.original.producer:
+                end = self.original.producer.get(node.output[0])
+                if end is None:
+                    continue
+                if not _attributes(node).get("channels_last"):
                     ends[node.input[0]] = node.output[0]
+                elif end.op_type == "Transpose" and end.input[0] in self.original.producer:
+                    ends[node.input[0]] = end.input[0]
             elif node.op_type in _CONVOLUTIONS:
                 convolution = self._convolution_behind(self._named_tensor(node))
                 if convolution is not None and convolution.input[0] in self.original.producer:
@@ -562,6 +677,8 @@ class _Reader:
         for table in (self.equal, self.shapes, self.dtypes):
             if source in table:
                 table[target] = table[source]  # type: ignore[assignment]
+        if target in self.shapes:
+            self._know_shape(target, self.shapes[target], self.dtypes.get(target) or "float32")
 
     def _infer_shape(
         self, node: onnx.NodeProto, attributes: Mapping[str, Any], inputs: Sequence[str]
@@ -572,7 +689,9 @@ class _Reader:
         if not known:
             return
         shape = known[0]
-        if node.op_type == "Transpose" and len(attributes.get("perm", ())) == len(shape):
+        if node.op_type == "FusedMatMul" and len(known) == 2:
+            shape = _multiplied(known[0], known[1], attributes)
+        elif node.op_type == "Transpose" and len(attributes.get("perm", ())) == len(shape):
             shape = tuple(shape[axis] for axis in attributes["perm"])
         elif node.op_type in ("Add", "Mul", "Sub", "Div"):
             shape = max(known, key=math.prod)
@@ -604,7 +723,7 @@ class _Reader:
             if key not in _SEEN_ATTRIBUTES and not isinstance(value, bytes)
         }
         return Kernel(
-            family=_family(node.op_type, window, groups, shapes),
+            family=_family(node.op_type, window, groups, shapes, bool(weights)),
             op=f"{domain}.{node.op_type}" if domain else node.op_type,
             inputs=shapes,
             outputs=outputs,
@@ -617,8 +736,17 @@ class _Reader:
             activation=str(attributes.get("activation", "")),
             fused_add=is_convolution and len(node.input) > 3 and bool(node.input[3]),
             dtype=self._dtype(node),
-            attributes=json.dumps(rest, sort_keys=True, separators=(",", ":")) if rest else "",
+            attributes=_dumped(rest) if rest else "",
         )
+
+    def _mark_denormals(self, kernels: list[Kernel]) -> None:
+        """Makes kernels of their own of those that meet denormal numbers."""
+        counts = denormal_counts(self.compiled, self.shapes)
+        for index, node in enumerate(self.nodes):
+            if node.name in counts:
+                options = json.loads(kernels[index].attributes or "{}")
+                options["denormals"] = counts[node.name]
+                kernels[index] = replace(kernels[index], attributes=_dumped(options))
 
     def _dtype(self, node: onnx.NodeProto) -> str:
         for name in (*node.output, *node.input):
@@ -628,13 +756,18 @@ class _Reader:
         return "float32"
 
 
-def _family(op: str, window: Shape, groups: int, inputs: Sequence[Shape]) -> str:
+def _family(op: str, window: Shape, groups: int, inputs: Sequence[Shape], has_weights: bool) -> str:
     if op not in _CONVOLUTIONS:
-        return _FAMILY_OF_OP.get(op, "other")
+        family = _FAMILY_OF_OP.get(op, "other")
+        return "matmul" if family == "gemm" and not has_weights else family
     channels = inputs[0][1] if inputs and len(inputs[0]) > 1 else 1
     if groups > 1:
         return "conv_depthwise" if groups == channels else "conv_grouped"
     return "conv_pointwise" if math.prod(window) == 1 else "conv_dense"
+
+
+def _dumped(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, separators=(",", ":"))
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -655,23 +788,18 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return values
 
 
-def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, str]]:
-    """Shape and element type of each tensor for which ONNX's inference finds fixed ones."""
-    import onnx
-
-    try:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        pass  # unknown shapes are inferred from the compiled graph, or left open
-    shapes: dict[str, Shape] = {}
-    dtypes: dict[str, str] = {}
-    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
-        kind = value.type.tensor_type
-        if not kind.HasField("shape") or any(d.dim_value < 1 for d in kind.shape.dim):
-            continue
-        shapes[value.name] = tuple(d.dim_value for d in kind.shape.dim)
-        dtypes[value.name] = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return shapes, dtypes
+def _multiplied(left: Shape, right: Shape, attributes: Mapping[str, Any]) -> Shape:
+    """Output shape of a matrix product whose sides may be read transposed."""
+    sides = []
+    for shape, letter in ((left, "A"), (right, "B")):
+        if len(shape) > 2 and attributes.get(f"transBatch{letter}"):
+            shape = (*shape[1:-1], shape[0], shape[-1])
+        if len(shape) > 1 and attributes.get(f"trans{letter}"):
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        sides.append(shape)
+    left, right = sides
+    batch = max(left[:-2], right[:-2], key=len)
+    return (*batch, *left[-2:-1], *right[-1:])
 
 
 def _convolved(shape: Shape, channels: int, attributes: Mapping[str, Any]) -> Shape:

@@ -27,9 +27,24 @@ from devices.runtimes.base import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import onnx
 
-__all__ = ["Measurement", "Profiled", "VisitPlan", "Visitor", "measure_models"]
+    from latency.kernel import KernelGraph
+
+__all__ = [
+    "GraphStore",
+    "Measurement",
+    "Profiled",
+    "VisitPlan",
+    "Visitor",
+    "by_position",
+    "compile_named",
+    "match_kernels",
+    "measure_models",
+    "naming",
+]
 
 Progress = Callable[[float, str], None]
 
@@ -44,6 +59,8 @@ class VisitPlan:
         max_runs: counted runs, at most.
         min_ms: counted runs go on until they took this long together.
         profiled_runs: runs with the runtime's profiler on.
+        slow_ms: a run from which on a network counts as slow; its runs are steadier and cost more.
+        slow_runs: counted runs of a slow network, at least, and its profiled runs.
         sentinel_runs: runs of the sentinel on each side, of which the median is kept.
     """
 
@@ -52,6 +69,8 @@ class VisitPlan:
     max_runs: int = 40
     min_ms: float = 10.0
     profiled_runs: int = 6
+    slow_ms: float = 4.0
+    slow_runs: int = 3
     sentinel_runs: int = 9
 
 
@@ -102,15 +121,16 @@ class Visitor:
         """
         plan = self.plan
         with self.runtime.load(compiled, self.settings) as model:
-            model.run(plan.warm_up)
+            slow = model.run(plan.warm_up)[-1] >= plan.slow_ms
             before_ms = self.sentinel_ms()
             model.run(1)  # the sentinel has pushed the model out of the caches
-            samples = model.run(plan.min_runs)
+            samples = model.run(plan.slow_runs if slow else plan.min_runs)
             mean_ms = sum(samples) / len(samples)
             missing = min(plan.max_runs, int(plan.min_ms / mean_ms) + 1) - len(samples)
             if missing > 0:
                 samples += model.run(missing)
-            timings = model.profile(plan.profiled_runs) if kernels else {}
+            profiled_runs = plan.slow_runs if slow else plan.profiled_runs
+            timings = model.profile(profiled_runs) if kernels else {}
             after_ms = self.sentinel_ms()
         return Profiled(Visit(tuple(samples), before_ms, after_ms), timings)
 
@@ -137,18 +157,24 @@ class Visitor:
 
 
 class GraphStore:
-    """Compiled graphs in a temporary folder, so that a thousand of them need no memory."""
+    """Compiled graphs in a temporary folder, so that a thousand of them need no memory.
+
+    Args:
+        folder: to keep them in.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[str, tuple[Path, CompiledGraph]] = {}
+        self._count = 0
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
 
     def put(self, key: str, graph: CompiledGraph) -> None:
         """Keeps a graph under a key."""
-        path = self._folder / f"{len(self._known)}.graph"
+        path = self._folder / f"{self._count}.graph"
+        self._count += 1
         path.write_bytes(graph.data)
         bare = CompiledGraph(graph.runtime, graph.version, b"", graph.inputs, graph.outputs)
         self._known[key] = (path, bare)
@@ -159,6 +185,11 @@ class GraphStore:
         return CompiledGraph(
             bare.runtime, bare.version, path.read_bytes(), bare.inputs, bare.outputs
         )
+
+    def drop(self, key: str) -> None:
+        """Forgets a graph that will not be asked for again; others may have been dropped before."""
+        if key in self._known:
+            self._known.pop(key)[0].unlink(missing_ok=True)
 
 
 def measure_models(
@@ -249,8 +280,10 @@ def compile_named(
     Raises:
         InvalidInputError: the model is not readable or refused.
     """
+    from devices.onnx_files import to_bytes
+
     with naming(name):
-        return runtime.compile(model.SerializeToString(), settings)
+        return runtime.compile(to_bytes(model), settings)
 
 
 @contextmanager
@@ -265,3 +298,52 @@ def naming(name: str) -> Iterator[None]:
     except InvalidInputError as error:
         text = str(error).removeprefix("model").removeprefix(":").strip()
         raise InvalidInputError(f"model {name!r}: {text}") from error
+
+
+def match_kernels(
+    graph: KernelGraph, stored: list[tuple[str, tuple[str, ...]]], name: str
+) -> dict[str, int]:
+    """Stored position of each kernel of a graph that was compiled again.
+
+    The runtime numbers its layout changes differently from one compilation to the next, so kernels
+    are matched by what they are and whom they serve, and where that is not enough (equal kernels
+    that the runtime has put in another order) by what they are alone.
+
+    Raises:
+        UsageError: the runtime now compiles the network to other kernels.
+    """
+    exact: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for position, key in enumerate(stored):
+        exact.setdefault(key, []).append(position)
+    order, waiting = {}, []
+    for node in graph.kernels:
+        free = exact.get((node.kernel.signature, node.nodes))
+        if free:
+            order[node.name] = free.pop(0)
+        else:
+            waiting.append(node)
+    alike: dict[str, list[int]] = {}
+    for (signature, _), positions in exact.items():
+        alike.setdefault(signature, []).extend(positions)
+    for node in waiting:
+        free = sorted(alike.get(node.kernel.signature, []))
+        if not free:
+            raise UsageError(
+                f"network {name!r}: is now compiled to other kernels than when the card was begun; "
+                "give another path for a new card."
+            )
+        order[node.name] = free[0]
+        alike[node.kernel.signature].remove(free[0])
+    return order
+
+
+def by_position(profiled: Profiled, order: Mapping[str, int]) -> npt.NDArray[np.float32]:
+    """Kernel times, shape `(kernels, profiled_runs)`; 0 where a node was not timed."""
+    import numpy as np
+
+    runs = max((len(t.samples_ms) for t in profiled.kernels.values()), default=0)
+    times = np.zeros((len(order), runs), dtype=np.float32)
+    for name, timing in profiled.kernels.items():
+        if name in order and len(timing.samples_ms) == runs:
+            times[order[name]] = timing.samples_ms
+    return times

@@ -2,32 +2,34 @@
 
 Each kernel of the compiled network is looked up in the card's table; a kernel that was measured
 often enough counts with its measured time, another with that of its family's regressor, one whose
-operation was never measured with a roofline, counted as uncovered. A calibration brings kernel sums
-to whole networks (the profiler adds a little to every kernel), and is applied to the kernels, so
-that ``latency_ms == fixed_ms + sum of the kernels' latency_ms`` holds exactly: a search table built
-from kernels adds up.
+operation was never measured with a roofline, counted as uncovered. Both know what surrounds the
+kernel (`latency.context`). A calibration brings kernel sums to whole networks (the profiler adds a
+little to every kernel), and is applied to the kernels, so that ``latency_ms == fixed_ms + sum of
+the kernels' latency_ms`` holds exactly: a search table built from kernels adds up.
 
-The interval is conformal, on whole networks: every network of the card is predicted by a fit that
-has not seen it, its own kernels and its share in the calibration included, and the 90 % quantile of
-the errors is the half-width. (Vovk et al., *Algorithmic Learning in a Random World*, 2005; kernel
-intervals would not add up.)
+The interval is conformal, on whole networks: see `latency.interval`. What a finished card was
+fitted to is kept in it (`Predictor.to_bytes`), so that a prediction need not fit again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from devices.errors import InvalidInputError
-from latency.card import ANCHOR
-from latency.kernel import Kernel, KernelGraph, KernelNode
-from latency.regressor import FamilyRegressor
-from latency.roofline import Roofline, roofline_terms
+from devices.errors import InvalidInputError, UnavailableError
+from latency.card import ANCHOR, CHOSEN
+from latency.context import Context, contexts
+from latency.interval import MIN_SCORES, Doubt, Intervals, Score
+from latency.kernel import Kernel, KernelGraph
+from latency.regressor import FamilyRegressor, Sample, Samples
+from latency.roofline import Roofline
 from latency.table import KernelTable, NetworkRow
 
 if TYPE_CHECKING:
@@ -43,18 +45,22 @@ __all__ = ["Calibration", "KernelPrediction", "Prediction", "Predictor"]
 
 Source = Literal["measured", "regressed", "roofline"]
 
+FIT_VERSION = 2
+"""Of what `Predictor.to_bytes` writes; another one is fitted anew."""
 MIN_VISITS = 3
 """A kernel seen in fewer visits is predicted instead of looked up."""
-INTERVAL = 0.90
-"""Share of networks whose latency the interval is made to hold."""
 UNCOVERED_FACTOR = 3.0
 """How far off, either way, the roofline of an operation never measured may be."""
-_MOSTLY_MEASURED = 0.8
-_MIN_SCORES = 19
-"""Networks in a group before it gets an interval of its own: the smallest number of which the 90 %
-quantile is not their largest error."""
 _OPS_SEEN = 2
 """Different kernels of an operation before its family's regressor speaks for it."""
+_MEASURED_DEVIATION = 0.03
+"""Standard deviation of the logarithm of one kernel's measured time."""
+_MAX_SCORES = 500
+"""Networks that the interval rests on, at most; more of them change it little."""
+_QUICK = 0.4
+"""Effort of a quick fit."""
+_SCORED_VISITS = 4
+"""Networks with fewer visits are too noisy to judge a prediction by, if there are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,8 @@ class Prediction:
         warnings: lines to show with the figures.
         device: fingerprint of the card.
         simulated: whether the card was simulated.
+        kernels_from: "runtime" when the runtime compiled the model, "card" when its kernels were
+            told by the fusion rules that the card holds.
     """
 
     latency_ms: float
@@ -102,6 +110,7 @@ class Prediction:
     warnings: tuple[str, ...]
     device: str
     simulated: bool
+    kernels_from: Literal["runtime", "card"] = "runtime"
 
     def to_json(self) -> dict[str, Any]:
         """The prediction as a JSON object."""
@@ -115,6 +124,7 @@ class Prediction:
             "warnings": list(self.warnings),
             "device": self.device,
             "simulated": self.simulated,
+            "kernels_from": self.kernels_from,
             "kernels": [
                 {
                     "latency_ms": item.latency_ms,
@@ -174,81 +184,120 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class _Score:
-    """How a network of the card came out when the fit had not seen it."""
+class _Hit:
+    """A kernel that was measured: how its time compares to what its family's regressor says."""
 
-    kind: str
-    whole_ms: float
-    predicted_ms: float
-    summed_ms: float
-    measured_share: float
+    residual: float
+    networks: int
 
     @property
-    def error(self) -> float:
-        """Absolute error of the logarithm."""
-        return abs(math.log(self.predicted_ms / self.whole_ms))
+    def deviation(self) -> float:
+        """Of the logarithm of its time."""
+        return _MEASURED_DEVIATION / math.sqrt(self.networks) + 0.01
 
 
 class Predictor:
-    """Fitted to one card; fitting is deterministic and takes about a second.
+    """Fitted to one card; fitting is deterministic.
 
     Use `Predictor.from_card`.
 
     Attributes:
         card: what it was fitted to.
-        table: the card's lookup table.
         calibration: from kernel sums to whole networks.
+        intervals: from a prediction to its interval.
+        validation: how well the card's own networks are predicted, each by a fit that left it out;
+            a JSON object. Errors are fractions of the measured latency; `summation` is what is left
+            when each network's own measured kernels are summed.
     """
 
-    def __init__(self, card: DeviceCard) -> None:
+    def __init__(
+        self,
+        card: DeviceCard,
+        families: Mapping[str, FamilyRegressor],
+        roofline: Roofline,
+        ops: Mapping[str, int],
+        hits: Mapping[int, _Hit],
+        calibration: Calibration,
+        intervals: Intervals,
+        validation: dict[str, Any],
+    ) -> None:
         self.card = card
-        self.table = KernelTable.from_card(card)
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-        if not self.table.networks:
-            raise InvalidInputError(f"{card.path}: nothing measured yet; run profile-device again.")
-        # Small matrices on few cores: threads of the linear algebra only get in each other's way.
-        with threadpool_limits(1):
-            self._fit()
+        self.calibration = calibration
+        self.intervals = intervals
+        self.validation = validation
+        self._families = families
+        self._roofline = roofline
+        self._ops = ops
+        self._hits = hits
 
     @classmethod
     def from_card(cls, card: DeviceCard) -> Self:
-        """Fits a predictor to a card.
+        """The predictor that the card holds, or one fitted to it where it holds none.
 
         Raises:
             InvalidInputError: nothing was measured in the card yet.
         """
-        return cls(card)
+        data = card.fit
+        if data is not None:
+            found = cls.from_bytes(card, data)
+            if found is not None:
+                return found
+        return cls.fit(card)
 
-    def predict(self, model: onnx.ModelProto | str | Path) -> Prediction:
+    @classmethod
+    def fit(cls, card: DeviceCard, quick: bool = False) -> Self:
+        """Fits a predictor to everything that the card holds.
+
+        Args:
+            card: to fit to.
+            quick: less exactly and with hardly any validation, to see what to measure next.
+
+        Raises:
+            InvalidInputError: nothing was measured in the card yet.
+        """
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        table = KernelTable.from_card(card)
+        if not table.networks:
+            raise InvalidInputError(f"{card.path}: nothing measured yet; run profile-device again.")
+        # Small matrices on few cores: threads of the linear algebra only get in each other's way.
+        with threadpool_limits(1):
+            return cls(card, **_Fitting(table, quick).results())
+
+    def predict(
+        self,
+        model: onnx.ModelProto | str | Path,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> Prediction:
         """Predicts the latency of a network on the card's device.
 
         Args:
             model: an ONNX model or the path of one; its batch may be symbolic, and is then the
                 card's.
+            shapes: of inputs with other dynamic dimensions, by name.
 
         Returns:
             Latency with interval, coverage, and each kernel's part.
 
         Raises:
             InvalidInputError: the file or the model is not readable or refused, or has dynamic
-                dimensions other than the batch.
-            UnavailableError: the card's runtime, which has to compile the model, is not here.
+                dimensions other than the batch that `shapes` does not fix.
+            UnavailableError: the card's runtime, which has to compile the model, is not here, and
+                the card holds no fusion rules to go by instead.
         """
         from devices.onnx_files import fix_shapes, read_onnx
-        from devices.runtimes import get_runtime
 
         label = f"{model}: " if isinstance(model, str | Path) else ""
         proto = read_onnx(model) if isinstance(model, str | Path) else model
         try:
-            proto = fix_shapes(proto, self.card.settings.batch)
-            compiled = get_runtime(self.card.runtime).compile(
-                proto.SerializeToString(), self.card.settings
-            )
-            graph = KernelGraph.from_compiled(proto, compiled.data)
+            proto = fix_shapes(proto, self.card.settings.batch, shapes)
+            if self._compiles:
+                return self.predict_graph(self._compiled(proto))
+            graph, warning = self._by_rules(proto)
         except InvalidInputError as error:
             raise InvalidInputError(f"{label}{error}") from error
-        return self.predict_graph(graph)
+        found = self.predict_graph(graph)
+        return replace(found, kernels_from="card", warnings=(*found.warnings, warning))
 
     def predict_graph(self, graph: KernelGraph) -> Prediction:
         """As `predict`, for kernels that were read already.
@@ -256,16 +305,17 @@ class Predictor:
         Args:
             graph: kernels as the card's runtime compiles them.
         """
-        times, sources = self._kernel_times([node.kernel for node in graph.kernels])
+        times, deviations, sources = self._kernel_times(graph)
         kernels = tuple(
             KernelPrediction(node.kernel, self.calibration.kernel_ms(time_ms), source, node.nodes)
             for node, time_ms, source in zip(graph.kernels, times, sources, strict=True)
         )
         total_ms = math.fsum(k.latency_ms for k in kernels)
-        measured_ms = sum(k.latency_ms for k in kernels if k.source == "measured")
         uncovered_ms = sum(k.latency_ms for k in kernels if k.source == "roofline")
         latency_ms = self.calibration.fixed_ms + total_ms
-        width = self._half_width(measured_ms / total_ms if total_ms else 1.0)
+        width = self.intervals.half_width(
+            Doubt.of([k.latency_ms for k in kernels if k.source != "roofline"], deviations)
+        )
         known_ms = latency_ms - uncovered_ms
         unknown = Counter(k.kernel.op for k in kernels if k.source == "roofline")
         return Prediction(
@@ -276,66 +326,222 @@ class Predictor:
             fixed_ms=self.calibration.fixed_ms,
             kernels=kernels,
             uncovered=tuple(sorted(unknown.items())),
-            warnings=self._warnings(graph.kernels, unknown),
+            warnings=self._warnings(unknown),
             device=self.card.fingerprint,
             simulated=self.card.simulated,
         )
 
-    @cached_property
-    def validation(self) -> dict[str, Any]:
-        """How well the card's own networks are predicted, each by a fit that left it out.
+    def doubt(self, graph: KernelGraph) -> Doubt:
+        """How uncertain the kernels of a network are, those never measured left out.
 
-        Returns:
-            A JSON object. Errors are fractions of the measured latency; `summation` is what is left
-            when each network's own measured kernels are summed.
+        Args:
+            graph: kernels as the card's runtime compiles them.
         """
-        groups = {"all": list(self._scores)}
-        for score in self._scores:
-            groups.setdefault(score.kind, []).append(score)
-        errors = {
-            name: _errors([s.predicted_ms / s.whole_ms for s in group])
-            for name, group in groups.items()
-        }
-        return {
-            "method": "leave one network out",
-            "networks": len(self._scores),
-            **errors.pop("all"),
-            "by_kind": errors,
-            "summation": _errors([s.summed_ms / s.whole_ms for s in self._scores]),
-            "interval_half_width": math.exp(self._half_width(0.0)) - 1,
-            "calibration": {
-                "fixed_ms": self.calibration.fixed_ms,
-                "scale": self.calibration.scale,
-                "per_kernel_ms": self.calibration.per_kernel_ms,
-            },
-        }
+        times, deviations, sources = self._kernel_times(graph)
+        known = [t for t, source in zip(times, sources, strict=True) if source != "roofline"]
+        return Doubt.of([self.calibration.kernel_ms(t) for t in known], deviations)
 
-    # -- fitting
+    def to_bytes(self) -> bytes:
+        """The fit as bytes, without pickle: arrays, and JSON beside them."""
+        import numpy as np
+        from safetensors.numpy import save
 
-    def _fit(self) -> None:
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "hits": np.array(sorted(self._hits), dtype=np.uint64),
+            "residuals": np.array(
+                [self._hits[key].residual for key in sorted(self._hits)], dtype=np.float32
+            ),
+            "networks": np.array(
+                [self._hits[key].networks for key in sorted(self._hits)], dtype=np.int32
+            ),
+        }
+        families = {}
+        for name, family in sorted(self._families.items()):
+            families[name], own = family.to_arrays()
+            for part, array in own.items():
+                # Single precision is enough for what is good to a percent, and half as long.
+                arrays[f"{name}/{part}"] = np.ascontiguousarray(array, dtype=np.float32)
+        about = {
+            "version": FIT_VERSION,
+            "families": families,
+            "roofline": list(self._roofline.coefficients),
+            "ops": dict(sorted(self._ops.items())),
+            "calibration": asdict(self.calibration),
+            "intervals": self.intervals.to_json(),
+            "validation": self.validation,
+        }
+        return bytes(save(arrays, {"fit": json.dumps(about, sort_keys=True)}))
+
+    @classmethod
+    def from_bytes(cls, card: DeviceCard, data: bytes) -> Self | None:
+        """The predictor from what `to_bytes` gave; None when another version wrote it.
+
+        Raises:
+            InvalidInputError: the bytes are damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            length = int.from_bytes(data[:8], "little")
+            about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["fit"])
+            if about["version"] != FIT_VERSION:
+                return None
+            arrays = load(data)
+            parts: dict[str, dict[str, Any]] = {name: {} for name in about["families"]}
+            for key, array in arrays.items():
+                name, slash, part = key.partition("/")
+                if slash:
+                    parts[name][part] = array
+            hits = zip(arrays["hits"], arrays["residuals"], arrays["networks"], strict=True)
+            return cls(
+                card,
+                families={
+                    name: FamilyRegressor.from_arrays(own, parts[name])
+                    for name, own in about["families"].items()
+                },
+                roofline=Roofline.from_json(about["roofline"]),
+                ops={str(op): int(count) for op, count in about["ops"].items()},
+                hits={int(key): _Hit(float(residual), int(n)) for key, residual, n in hits},
+                calibration=Calibration(**about["calibration"]),
+                intervals=Intervals.from_json(about["intervals"]),
+                validation=about["validation"],
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise InvalidInputError(
+                f"{card.path}: damaged device card (its fit is unreadable); copy it again."
+            ) from error
+
+    @cached_property
+    def _compiles(self) -> bool:
+        return self.card.is_this_machine()
+
+    def _compiled(self, model: onnx.ModelProto) -> KernelGraph:
+        """The kernels as the card's runtime compiles them, here and now."""
+        from devices.onnx_files import to_bytes
+        from devices.runtimes import get_runtime
+
+        runtime = get_runtime(self.card.runtime)
+        compiled = runtime.compile(to_bytes(model), self.card.settings)
+        return KernelGraph.from_compiled(model, compiled.data)
+
+    def _by_rules(self, model: onnx.ModelProto) -> tuple[KernelGraph, str]:
+        """The kernels by the rules that the card holds, and a line that says so."""
+        rules = self.card.fusion_rules
+        if rules is None:
+            raise UnavailableError(
+                f"{self.card.path}: {self.card.runtime} {self.card.runtime_version} is not "
+                "available here, and the card holds no fusion rules; profile the device again."
+            )
+        graph, unknown = rules.explain(model)
+        warning = "kernels from the card's fusion rules, not from the runtime"
+        if unknown:
+            names = ", ".join(sorted(set(unknown))[:3])
+            warning += f"; {len(set(unknown))} patterns never seen ({names})"
+        return graph, f"{warning}."
+
+    def _kernel_times(self, graph: KernelGraph) -> tuple[list[float], list[float], list[Source]]:
+        """Uncalibrated time of each kernel, deviations of those that are known, and the sources."""
+        nodes = graph.kernels
+        surroundings = contexts([n.kernel for n in nodes], [n.sources for n in nodes])
+        times = [0.0] * len(nodes)
+        deviations: dict[int, float] = {}
+        sources: list[Source] = ["roofline"] * len(nodes)
+        members: dict[str, list[int]] = {}
+        for i, node in enumerate(nodes):
+            family = node.kernel.family
+            # The only kernel of its operation may be one that was measured.
+            seen = self._ops.get(node.kernel.op, 0) >= _OPS_SEEN or _key(node.kernel) in self._hits
+            if family in self._families and seen:
+                members.setdefault(family, []).append(i)
+            else:
+                times[i] = self._roofline.predict_one(node.kernel)
+        for family, places in members.items():
+            found, spread = self._families[family].predict(
+                [nodes[i].kernel for i in places], [surroundings[i] for i in places]
+            )
+            for i, time_ms, deviation in zip(places, found, spread, strict=True):
+                hit = self._hits.get(_key(nodes[i].kernel))
+                if hit is None:
+                    times[i], deviations[i], sources[i] = (
+                        float(time_ms),
+                        float(deviation),
+                        "regressed",
+                    )
+                else:
+                    times[i] = float(time_ms) * math.exp(hit.residual)
+                    deviations[i], sources[i] = hit.deviation, "measured"
+        return times, [deviations[i] for i in sorted(deviations)], sources
+
+    def _warnings(self, unknown: Mapping[str, int]) -> tuple[str, ...]:
+        lines = list(self._card_warnings)
+        if unknown:
+            names = ", ".join(f"{op} ×{count}" for op, count in sorted(unknown.items()))
+            lines.append(f"never measured on this device, roofline estimate: {names}.")
+        if self.intervals.scores < MIN_SCORES:
+            lines.append(
+                f"only {self.intervals.scores} networks in the card; the interval is a guess, "
+                "profile for longer."
+            )
+        return tuple(lines)
+
+    @cached_property
+    def _card_warnings(self) -> tuple[str, ...]:
+        return self.card.check_usable(allow_mismatch=True)
+
+
+class _Fitting:
+    """One fit to a table, step by step."""
+
+    def __init__(self, table: KernelTable, quick: bool = False) -> None:
+        self.table = table
+        self.max_scores = 20 if quick else _MAX_SCORES
+        effort = _QUICK if quick else 1.0
+        self.keys: dict[int, int] = {}
+        self.samples: dict[str, list[Sample]] = {}
+        # For each network, the family and place of the sample of each of its kernels.
+        self.places: list[list[tuple[str, int] | None]] = []
+        for network in table.networks:
+            row: list[tuple[str, int] | None] = []
+            for kernel, context, time_ms in _kernels(table, network):
+                if time_ms <= 0:
+                    row.append(None)
+                    continue
+                own = self.samples.setdefault(kernel.family, [])
+                row.append((kernel.family, len(own)))
+                own.append(Sample(kernel, context, time_ms, network.visits))
+            self.places.append(row)
+        self.measured = {name: Samples.of(own) for name, own in sorted(self.samples.items())}
+        self.families = {
+            name: FamilyRegressor.fit(own, effort) for name, own in self.measured.items()
+        }
+        self.calibration = self._calibrate(None)
+        self.residuals = self._residuals()
+
+    def results(self) -> dict[str, Any]:
+        """What `Predictor` is made of."""
         import numpy as np
 
-        rows = self.table.kernels
-        self._times = [row.time_ms() or 0.0 for row in rows]
-        self._usable = [i for i, t in enumerate(self._times) if t > 0]
-        terms = np.array([roofline_terms(rows[i].kernel) for i in self._usable])
-        times = np.array([self._times[i] for i in self._usable])
-        self._roofline = Roofline.fit(terms, times)
-        members: dict[str, list[int]] = {}
-        for i in self._usable:
-            members.setdefault(rows[i].kernel.family, []).append(i)
-        self._members = members
-        self._families = {
-            family: FamilyRegressor.fit(
-                [rows[i].kernel for i in indices], [self._times[i] for i in indices]
-            )
-            for family, indices in members.items()
+        roofline = Roofline.fit(
+            np.concatenate([own.terms for own in self.measured.values()]),
+            np.concatenate([own.times_ms for own in self.measured.values()]),
+        )
+        self.left_out = self._left_out()
+        scores = [self._judge(i) for i in self._judged()]
+        intervals = Intervals.fit(scores)
+        return {
+            "families": self.families,
+            "roofline": roofline,
+            "ops": Counter(row.kernel.op for row in self.table.kernels if row.time_ms()),
+            "hits": {
+                key: hit
+                for key, found in self.residuals.items()
+                if (hit := _hit(found, without=None)) is not None
+            },
+            "calibration": self.calibration,
+            "intervals": intervals,
+            "validation": self._validation(scores, intervals),
         }
-        self._ops = Counter(rows[i].kernel.op for i in self._usable)
-        self.calibration = self._calibrate(None)
-        # An anchor is no network that anybody would ask about.
-        judged = [i for i, n in enumerate(self.table.networks) if n.kind != ANCHOR]
-        self._scores = tuple(self._judge(i) for i in judged or range(len(self.table.networks)))
 
     def _calibrate(self, without: int | None) -> Calibration:
         import numpy as np
@@ -347,124 +553,148 @@ class Predictor:
             np.array([n.whole_ms for n in networks]),
         )
 
-    def _judge(self, index: int) -> _Score:
+    def _residuals(self) -> dict[int, list[tuple[int, float, int]]]:
+        """By kernel: the network, the logarithm of time over prediction, and the visits of each."""
+        by_family = {
+            name: self.families[name].residuals(own) for name, own in self.measured.items()
+        }
+        residuals: dict[int, list[tuple[int, float, int]]] = {}
+        for index, row in enumerate(self.places):
+            for place in row:
+                if place is None:
+                    continue
+                sample = self.samples[place[0]][place[1]]
+                residual = float(by_family[place[0]][place[1]])
+                residuals.setdefault(self._key(sample.kernel), []).append(
+                    (index, residual, sample.visits)
+                )
+        return residuals
+
+    def _judged(self) -> list[int]:
+        """The networks that predictions are judged by."""
+        import numpy as np
+
+        # An anchor is no network that anybody would ask about.
+        networks = self.table.networks
+        judged = [i for i, n in enumerate(networks) if n.kind != ANCHOR] or [0]
+        # Probes that were chosen because little was known of them are harder than others.
+        drawn = [i for i in judged if not networks[i].name.startswith(CHOSEN)]
+        if len(drawn) >= 2 * MIN_SCORES:
+            judged = drawn
+        seen = [i for i in judged if networks[i].visits >= _SCORED_VISITS]
+        if len(seen) >= 2 * MIN_SCORES:
+            judged = seen
+        if len(judged) > self.max_scores:
+            picks = np.random.default_rng(0).permutation(len(judged))[: self.max_scores]
+            judged = [judged[int(i)] for i in np.sort(picks)]
+        return judged
+
+    def _left_out(self) -> dict[tuple[str, int], tuple[float, float]]:
+        """Time and deviation of each kernel of the judged networks, its network left out."""
+        import numpy as np
+
+        wanted: dict[str, list[tuple[int, int]]] = {}
+        for index in self._judged():
+            for place in self.places[index]:
+                if place is not None:
+                    wanted.setdefault(place[0], []).append((index, place[1]))
+        found = {}
+        for family, members in wanted.items():
+            groups = np.array([index for index, _ in members])
+            own = self.measured[family].take([place for _, place in members])
+            answers = zip(members, *self.families[family].without(own, groups), strict=True)
+            for (_, number), time_ms, deviation in answers:
+                found[family, number] = float(time_ms), float(deviation)
+        return found
+
+    def _key(self, kernel: Kernel) -> int:
+        # Equal kernels of a table are one object, and signatures take their time.
+        if id(kernel) not in self.keys:
+            self.keys[id(kernel)] = _key(kernel)
+        return self.keys[id(kernel)]
+
+    def _judge(self, index: int) -> Score:
         """Predicts one of the card's networks without anything that was learned from it."""
         network = self.table.networks[index]
         many = len(self.table.networks)
         # One network in a hundred does not move three coefficients, but refitting takes its time.
         calibration = self._calibrate(index) if 4 < many <= 100 else self.calibration
-        answers = self._answers_without(network, index)
-        times, measured_ms = [], 0.0
-        for row in network.rows:
-            others = self.table.kernels[row].time_ms(without=index)
-            if others is not None and others > 0:
-                times.append(others)
-                measured_ms += others
-            else:
-                times.append(answers.get(row, self._times[row]))
-        return _Score(
+        times, deviations = [], []
+        for place in self.places[index]:
+            if place is None:
+                continue
+            time_ms, deviation = self.left_out[place]
+            sample = self.samples[place[0]][place[1]]
+            hit = _hit(self.residuals[self._key(sample.kernel)], without=index)
+            times.append(time_ms * math.exp(hit.residual if hit else 0.0))
+            deviations.append(hit.deviation if hit else deviation)
+        missing = len(network.rows) - len(times)
+        return Score(
             kind=network.kind,
             whole_ms=network.whole_ms,
-            predicted_ms=calibration.whole_ms(times),
+            predicted_ms=calibration.whole_ms([*times, *([0.0] * missing)]),
             summed_ms=calibration.whole_ms(network.times_ms),
-            measured_share=measured_ms / max(sum(times), 1e-9),
+            doubt=Doubt.of([calibration.kernel_ms(t) for t in times], deviations),
         )
 
-    def _answers_without(self, network: NetworkRow, index: int) -> dict[int, float]:
-        """Regressed time of the kernels that only this network has, by row."""
-        own: dict[str, list[int]] = {}
-        for row in dict.fromkeys(network.rows):
-            entry = self.table.kernels[row]
-            if set(entry.networks) == {index} and self._times[row] > 0:
-                own.setdefault(entry.kernel.family, []).append(row)
-        answers: dict[int, float] = {}
-        for family, rows in own.items():
-            members = self._members[family]
-            place = {row: i for i, row in enumerate(members)}
-            found = self._families[family].without([place[row] for row in rows])
-            for i, time_ms in found.items():
-                answers[members[i]] = time_ms
-        return answers
+    def _validation(self, scores: Sequence[Score], intervals: Intervals) -> dict[str, Any]:
+        groups: dict[str, list[Score]] = {}
+        for score in scores:
+            groups.setdefault(score.kind, []).append(score)
+        widths = sorted(math.exp(intervals.half_width(s.doubt)) - 1 for s in scores)
+        return {
+            "method": "leave one network out",
+            "networks": len(scores),
+            **_errors([s.predicted_ms / s.whole_ms for s in scores]),
+            "by_kind": {
+                kind: _errors([s.predicted_ms / s.whole_ms for s in group])
+                for kind, group in sorted(groups.items())
+            },
+            "by_family": self._family_errors(),
+            "summation": _errors([s.summed_ms / s.whole_ms for s in scores]),
+            "interval_half_width": widths[len(widths) // 2],
+            "calibration": asdict(self.calibration),
+        }
 
-    # -- predicting
-
-    def _kernel_times(self, kernels: Sequence[Kernel]) -> tuple[list[float], list[Source]]:
-        """Uncalibrated time of each kernel, and where it comes from."""
-        times = [0.0] * len(kernels)
-        sources: list[Source] = ["roofline"] * len(kernels)
-        waiting: dict[str, list[int]] = {}
-        for i, kernel in enumerate(kernels):
-            row = self.table.by_signature.get(kernel.signature)
-            time_ms = row.time_ms() if row is not None else None
-            if row is not None and time_ms and row.visits >= MIN_VISITS:
-                times[i], sources[i] = time_ms, "measured"
-            elif kernel.family in self._families and self._ops[kernel.op] >= _OPS_SEEN:
-                waiting.setdefault(kernel.family, []).append(i)
-                sources[i] = "regressed"
-            else:
-                times[i] = self._roofline.predict_one(kernel)
-        for family, places in waiting.items():
-            found = self._families[family].predict([kernels[i] for i in places])
-            for i, time_ms in zip(places, found, strict=True):
-                times[i] = time_ms
-        return times, sources
-
-    def _half_width(self, measured_share: float) -> float:
-        """Half-width of the interval of the logarithm, for a network with that share looked up.
-
-        Networks of which most was measured are judged by others like them. Where there are too few,
-        errors of all networks are compared after division by how difficult each was (normalised
-        conformal prediction).
-        """
-        mostly = measured_share >= _MOSTLY_MEASURED
-        group = [s.error for s in self._scores if (s.measured_share >= _MOSTLY_MEASURED) == mostly]
-        if len(group) >= _MIN_SCORES:
-            return _conformal_quantile(group)
-        scaled = [s.error / self._difficulty(s.measured_share) for s in self._scores]
-        return _conformal_quantile(scaled) * self._difficulty(measured_share)
-
-    def _difficulty(self, measured_share: float) -> float:
-        """Expected error of a network with that share looked up, as a part of one with none.
-
-        Kernels looked up are still as far off as sums of measured kernels are, and doubly so, since
-        they were measured inside other networks.
-        """
-        regressed = max(_rank([s.error for s in self._scores], INTERVAL), 1e-9)
-        summed = _rank([abs(math.log(s.summed_ms / s.whole_ms)) for s in self._scores], INTERVAL)
-        looked_up = min(1.0, max(0.1, 2 * summed / regressed))
-        return looked_up + (1 - looked_up) * (1 - measured_share)
-
-    def _warnings(self, nodes: Sequence[KernelNode], unknown: Mapping[str, int]) -> tuple[str, ...]:
-        lines = list(self._card_warnings)
-        if unknown:
-            names = ", ".join(f"{op} ×{count}" for op, count in sorted(unknown.items()))
-            lines.append(f"never measured on this device, roofline estimate: {names}.")
-        if len(self._scores) < _MIN_SCORES:
-            lines.append(
-                f"only {len(self._scores)} networks in the card; the interval is a guess, profile "
-                "for longer."
-            )
-        return tuple(lines)
-
-    @cached_property
-    def _card_warnings(self) -> tuple[str, ...]:
-        return self.card.check_usable(allow_mismatch=True)
+    def _family_errors(self) -> dict[str, Any]:
+        """Errors of single kernels, their networks left out, by family, with their shares."""
+        ratios: dict[str, list[float]] = {}
+        spent: dict[str, float] = {}
+        for (family, place), (time_ms, _) in self.left_out.items():
+            sample = self.samples[family][place]
+            ratios.setdefault(family, []).append(time_ms / sample.time_ms)
+            spent[family] = spent.get(family, 0.0) + sample.time_ms
+        total = sum(spent.values())
+        return {
+            family: {
+                **_errors(found),
+                "kernels": len(self.samples[family]),
+                "share": spent[family] / total,
+            }
+            for family, found in sorted(ratios.items())
+        }
 
 
-def _rank(values: Sequence[float], share: float) -> float:
-    """The value at that share of the sorted values."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def _kernels(table: KernelTable, network: NetworkRow) -> Iterable[tuple[Kernel, Context, float]]:
+    for row, context, time_ms in zip(network.rows, network.contexts, network.times_ms, strict=True):
+        yield table.kernels[row].kernel, context, time_ms
 
 
-def _conformal_quantile(errors: Sequence[float]) -> float:
-    """The error that one more network stays below with probability `INTERVAL`."""
-    ordered = sorted(errors)
-    rank = math.ceil((len(ordered) + 1) * INTERVAL)
-    if rank <= len(ordered):
-        return ordered[rank - 1]
-    # Too few networks for the quantile: half as much again as the largest error seen.
-    return max(ordered[-1] * 1.5, 0.1)
+def _key(kernel: Kernel) -> int:
+    """A number that stands for the kernel; equal kernels have equal ones."""
+    digest = hashlib.blake2b(kernel.signature.encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _hit(found: Sequence[tuple[int, float, int]], without: int | None) -> _Hit | None:
+    """What was measured of a kernel, one network left out; None when that is too little."""
+    others = [(residual, visits) for index, residual, visits in found if index != without]
+    if sum(visits for _, visits in others) < MIN_VISITS:
+        return None
+    ordered = sorted(residual for residual, _ in others)
+    middle = len(ordered) // 2
+    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return _Hit(median, len(ordered))
 
 
 def _errors(ratios: Sequence[float]) -> dict[str, float]:

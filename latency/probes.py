@@ -1,20 +1,21 @@
 """What to measure: short random networks, built straight as ONNX.
 
 A kernel alone in a model pays for layout changes that it does not pay inside a network, so kernels
-are measured in context, in random networks of 4 to 12 layers. They are built with `onnx.helper`:
-exporting as many through torch would take longer than measuring them. A probe is its specification,
-a few numbers; its weights are random, which the time of floating-point kernels does not depend on.
+are measured in context, in random networks of up to 12 layers. A probe is its specification, a few
+numbers; its weights are random, which the time of floating-point kernels does not depend on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from devices.errors import InvalidInputError
+from latency.graph_builder import GraphBuilder
+from latency.layers import LAYOUTS, LayerSpec, Layout, build_layer, draw_channels, draw_layer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANCHORS",
-    "GraphBuilder",
-    "LayerSpec",
     "ProbeSpec",
     "build_anchor",
     "build_probe",
@@ -32,66 +31,34 @@ __all__ = [
     "sample_probe",
 ]
 
-OPSET = 17
-"""ONNX operator set of everything built here."""
-IR_VERSION = 8
-"""ONNX file version of everything built here, old enough for any runtime in use."""
-ACTIVATIONS = ("relu", "relu6", "hardswish", "silu", "none")
-_KIND_ODDS = {
-    "dense": 0.12,
-    "depthwise": 0.09,
-    "grouped": 0.10,
-    "pointwise": 0.14,
-    "inverted": 0.29,
-    "residual": 0.07,
-    "pool": 0.06,
-    "concat": 0.06,
-    "norm": 0.03,
-    "shuffle": 0.04,
-}
-_CHANNEL_KINDS = ("dense", "pointwise", "grouped", "inverted", "concat")
-"""Kinds that set the number of channels; the others keep it."""
-_SIDES = (7, 8, 14, 16, 28, 32, 56, 64, 112, 128, 160, 192, 224)
-_CHANNELS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 240, 256, 320, 384)
-# A probe should take milliseconds, not seconds, and load quickly: visits are short and many.
-_MAX_LAYER_MADDS = 60_000_000
-_MAX_LIGHT_MADDS = 90_000_000
-_MAX_HEAVY_MADDS = 300_000_000
-_MAX_LIGHT_WEIGHTS = 500_000
-_MAX_HEAVY_WEIGHTS = 7_000_000
-_HEAVY_SHARE = 0.6
-_EARLY_POOL = 0.06
-"""Large maps are pooled more often than small ones, as after the stem of many networks."""
-_MAX_CHANNELS = 1280
+_LAYOUT_ODDS = (0.86, 0.07, 0.07)
+_IMAGE_SHARE = 0.5
+"""Of the probes that begin with an image of 3 channels; the others begin with a feature map, so
+that every kind of layer is seen at every size and not only deep inside a network."""
+_MAX_LAYERS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSpec:
-    """One layer of a probe.
+class _Size:
+    """Bounds of one class of probes: they should take milliseconds, visits are short and many."""
 
-    Attributes:
-        kind: "dense", "depthwise", "grouped", "pointwise", "inverted" (expand, depthwise, project),
-            "residual", "pool", "concat", "norm" (batch norm that no convolution takes up) or
-            "shuffle" (channels split in two and interleaved).
-        channels: at the output; kinds that keep the channels ignore it.
-        kernel: side of the window.
-        stride: 1 or 2.
-        groups: of a grouped convolution.
-        dilation: of a window.
-        expansion: of an inverted layer.
-        activation: one of `ACTIVATIONS`.
-        squeeze: whether a squeeze-excite follows the (depthwise) convolution.
-    """
+    share: float
+    madds: int
+    weights: int
+    peak: int
+    ballast: int = 0
 
-    kind: str
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-    groups: int = 1
-    dilation: int = 1
-    expansion: int = 1
-    activation: str = "relu"
-    squeeze: bool = False
+
+_SIZES = (
+    _Size(0.22, 60_000_000, 600_000, 3_000_000),
+    _Size(0.18, 60_000_000, 600_000, 3_000_000, ballast=6_000_000),
+    _Size(0.50, 300_000_000, 7_000_000, 6_000_000),
+    _Size(0.08, 1_500_000_000, 30_000_000, 20_000_000),
+    _Size(0.02, 200_000_000, 2_000_000, 6_000_000, ballast=60_000_000),
+)
+"""Six in ten may grow heavy: weights that do not fit into a core's own cache, as those of whole
+networks do not. Some light ones carry a heavy head as ballast, so that small kernels are seen too
+where the caches are emptied between two runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,31 +66,41 @@ class ProbeSpec:
     """A probe network; the same specification always builds the same model.
 
     Attributes:
-        side: height and width of the input image, which has 3 channels or those of a feature map.
+        layout: of the feature map that its layers work on.
+        side: height and width of the input; for tokens given as such, their number.
         channels: of the input.
+        patch: side of the patches that an image is cut into first; 0 when the input is no image but
+            a feature map of the layout, or an image that the layers take as it is.
+        width: channels of the patches.
         layers: in order.
         classes: outputs of the linear head, or 0 for none.
+        hidden: width of a hidden layer in the head, or 0 for none.
         reduce_mean: whether the head takes its mean with a reduction, as some exporters write it.
     """
 
+    layout: Layout
     side: int
     channels: int
     layers: tuple[LayerSpec, ...]
-    classes: int
+    classes: int = 0
+    hidden: int = 0
     reduce_mean: bool = False
+    patch: int = 0
+    width: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The specification as a JSON object."""
-        return {
-            "side": self.side,
-            "channels": self.channels,
-            "classes": self.classes,
-            "reduce_mean": self.reduce_mean,
-            "layers": [
-                {name: getattr(layer, name) for name in LayerSpec.__slots__}
-                for layer in self.layers
-            ],
-        }
+        """The specification as a JSON object; values that are their defaults are left out."""
+        document = {name: getattr(self, name) for name in ProbeSpec.__slots__ if name != "layers"}
+        bare = LayerSpec("", 0)
+        document["layers"] = [
+            {
+                name: getattr(layer, name)
+                for name in LayerSpec.__slots__
+                if getattr(layer, name) != getattr(bare, name)
+            }
+            for layer in self.layers
+        ]
+        return document
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -133,299 +110,159 @@ class ProbeSpec:
             InvalidInputError: a field is missing or unknown.
         """
         try:
-            layers = tuple(LayerSpec(**layer) for layer in data["layers"])
-            side, channels, classes = (int(data[k]) for k in ("side", "channels", "classes"))
-            return cls(side, channels, layers, classes, bool(data["reduce_mean"]))
+            fields = dict(data)
+            fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
+            if fields["layout"] not in LAYOUTS:
+                raise ValueError(fields["layout"])
+            return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInputError(
                 "probe: its specification is not readable; profile the device again."
             ) from error
 
 
-class GraphBuilder:
-    """Writes an ONNX graph layer by layer, keeping track of shapes.
-
-    Args:
-        input_shape: of the one input, batch first.
-        rng: draws the weights.
-    """
-
-    def __init__(self, input_shape: Sequence[int], rng: np.random.Generator) -> None:
-        self._input_shape = list(input_shape)
-        self._rng = rng
-        self._nodes: list[onnx.NodeProto] = []
-        self._weights: list[onnx.TensorProto] = []
-        self.shapes: dict[str, tuple[int, ...]] = {"input": tuple(input_shape)}
-
-    def conv(
-        self,
-        name: str,
-        x: str,
-        channels: int,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        dilation: int = 1,
-    ) -> str:
-        """A convolution with bias, padded so that stride 1 keeps the size."""
-        batch, channels_in, height, width = self.shapes[x]
-        taps = channels_in // groups * kernel * kernel
-        shape = (channels, channels_in // groups, kernel, kernel)
-        weight = self._random(f"{name}.weight", shape, taps)
-        bias = self._random(f"{name}.bias", (channels,), 100)
-        pad = dilation * (kernel - 1) // 2
-        reach = dilation * (kernel - 1) + 1
-        sides = [(side + 2 * pad - reach) // stride + 1 for side in (height, width)]
-        return self.node(
-            "Conv",
-            name,
-            [x, weight, bias],
-            (batch, channels, *sides),
-            kernel_shape=[kernel, kernel],
-            strides=[stride, stride],
-            pads=[pad] * 4,
-            dilations=[dilation, dilation],
-            group=groups,
-        )
-
-    def activation(self, name: str, x: str, kind: str) -> str:
-        """One of `ACTIVATIONS`, written as exporters write it."""
-        shape = self.shapes[x]
-        if kind == "relu":
-            return self.node("Relu", name, [x], shape)
-        if kind == "relu6":
-            bounds = [self._constant("zero", 0.0), self._constant("six", 6.0)]
-            return self.node("Clip", name, [x, *bounds], shape)
-        if kind == "hardswish":
-            return self.node("HardSwish", name, [x], shape)
-        if kind == "silu":
-            gate = self.node("Sigmoid", f"{name}/gate", [x], shape)
-            return self.node("Mul", name, [x, gate], shape)
-        return x
-
-    def squeeze_excite(self, name: str, x: str, squeezed: int, hard: bool = False) -> str:
-        """Channel attention: pooled, through two 1×1 convolutions, multiplied on."""
-        channels = self.shapes[x][1]
-        y = self.global_pool(f"{name}/pool", x)
-        y = self.activation(f"{name}/act", self.conv(f"{name}/reduce", y, squeezed), "relu")
-        y = self.conv(f"{name}/expand", y, channels)
-        y = self.node("HardSigmoid" if hard else "Sigmoid", f"{name}/gate", [y], self.shapes[y])
-        return self.node("Mul", f"{name}/scale", [x, y], self.shapes[x])
-
-    def global_pool(self, name: str, x: str) -> str:
-        """Mean over height and width."""
-        return self.node("GlobalAveragePool", name, [x], (*self.shapes[x][:2], 1, 1))
-
-    def pool(self, name: str, x: str, kernel: int, stride: int, mean: bool) -> str:
-        """Maximum or mean over a window."""
-        batch, channels, *sides = self.shapes[x]
-        pad = kernel // 2
-        sides = [(side + 2 * pad - kernel) // stride + 1 for side in sides]
-        return self.node(
-            "AveragePool" if mean else "MaxPool",
-            name,
-            [x],
-            (batch, channels, *sides),
-            kernel_shape=[kernel, kernel],
-            strides=[stride, stride],
-            pads=[pad] * 4,
-        )
-
-    def add(self, name: str, x: str, y: str) -> str:
-        """Sum of two feature maps."""
-        return self.node("Add", name, [x, y], self.shapes[x])
-
-    def concat(self, name: str, parts: Sequence[str]) -> str:
-        """Feature maps behind each other."""
-        batch, _, height, width = self.shapes[parts[0]]
-        channels = sum(self.shapes[part][1] for part in parts)
-        return self.node("Concat", name, list(parts), (batch, channels, height, width), axis=1)
-
-    def norm(self, name: str, x: str) -> str:
-        """Batch norm with fixed statistics."""
-        channels = self.shapes[x][1]
-        names = [
-            self._random(f"{name}.{part}", (channels,), 1) for part in ("scale", "bias", "mean")
-        ]
-        return self.node(
-            "BatchNormalization",
-            name,
-            [x, *names, self._ones(f"{name}.variance", channels)],
-            self.shapes[x],
-        )
-
-    def shuffle(self, name: str, x: str) -> str:
-        """Halves of the channels, interleaved: split, concatenated, reshaped and transposed."""
-        batch, channels, height, width = shape = self.shapes[x]
-        half = (batch, channels // 2, height, width)
-        parts = self.split(f"{name}/split", x)
-        x = self.concat(f"{name}/join", parts[::-1])
-        grouped = (batch, 2, half[1], height, width)
-        to_groups = self._integers(f"{name}.groups", grouped)
-        x = self.node("Reshape", f"{name}/group", [x, to_groups], grouped)
-        swapped = (batch, half[1], 2, height, width)
-        x = self.node("Transpose", f"{name}/swap", [x], swapped, perm=[0, 2, 1, 3, 4])
-        return self.node(
-            "Reshape", f"{name}/flat", [x, self._integers(f"{name}.all", shape)], shape
-        )
-
-    def split(self, name: str, x: str) -> list[str]:
-        """Two halves of the channels."""
-        import onnx
-
-        batch, channels, height, width = self.shapes[x]
-        half = (batch, channels // 2, height, width)
-        outputs = [f"{name}_out{i}" for i in (0, 1)]
-        sizes = self._integers(f"{name}.sizes", (half[1], half[1]))
-        self._nodes.append(
-            onnx.helper.make_node("Split", [x, sizes], outputs, name=f"{name}/Split", axis=1)
-        )
-        self.shapes.update(dict.fromkeys(outputs, half))
-        return outputs
-
-    def head(self, name: str, x: str, classes: int, reduce_mean: bool = False) -> str:
-        """Mean over height and width, and a linear layer."""
-        batch, channels = self.shapes[x][:2]
-        if reduce_mean:
-            shape = (batch, channels)
-            y = self.node("ReduceMean", f"{name}/mean", [x], shape, axes=[2, 3], keepdims=0)
-        else:
-            y = self.global_pool(f"{name}/pool", x)
-            y = self.node("Flatten", f"{name}/flatten", [y], (batch, channels), axis=1)
-        weight = self._random(f"{name}.weight", (classes, channels), channels)
-        bias = self._random(f"{name}.bias", (classes,), 100)
-        return self.node("Gemm", f"{name}/linear", [y, weight, bias], (batch, classes), transB=1)
-
-    def node(
-        self, op: str, name: str, inputs: list[str], shape: Sequence[int], **options: Any
-    ) -> str:
-        """Any operation with one output of a known shape; returns the output's name."""
-        import onnx
-
-        output = f"{name}_out"
-        self._nodes.append(
-            onnx.helper.make_node(op, inputs, [output], name=f"{name}/{op}", **options)
-        )
-        self.shapes[output] = tuple(shape)
-        return output
-
-    def finish(self, output: str) -> onnx.ModelProto:
-        """The model whose output is the given tensor."""
-        import onnx
-
-        kind = onnx.TensorProto.FLOAT
-        graph = onnx.helper.make_graph(
-            self._nodes,
-            "probe",
-            [onnx.helper.make_tensor_value_info("input", kind, self._input_shape)],
-            [onnx.helper.make_tensor_value_info(output, kind, list(self.shapes[output]))],
-            self._weights,
-        )
-        opset = onnx.helper.make_opsetid("", OPSET)
-        return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
-
-    def _random(self, name: str, shape: Sequence[int], fan_in: int) -> str:
-        import numpy as np
-        import onnx
-
-        # Repeated blocks are as good for timing, and drawing millions of numbers takes longer than
-        # a visit.
-        size = math.prod(shape)
-        block = self._rng.standard_normal(min(size, 65_536), dtype=np.float32)
-        values = np.resize(block / np.float32(math.sqrt(max(fan_in, 1))), shape)
-        self._weights.append(onnx.numpy_helper.from_array(values, name))
-        return name
-
-    def _ones(self, name: str, size: int) -> str:
-        import numpy as np
-        import onnx
-
-        self._weights.append(onnx.numpy_helper.from_array(np.ones(size, dtype=np.float32), name))
-        return name
-
-    def _integers(self, name: str, values: Sequence[int]) -> str:
-        import numpy as np
-        import onnx
-
-        array = np.array(values, dtype=np.int64)
-        self._weights.append(onnx.numpy_helper.from_array(array, name))
-        return name
-
-    def _constant(self, name: str, value: float) -> str:
-        import numpy as np
-        import onnx
-
-        if all(tensor.name != name for tensor in self._weights):
-            array = np.array(value, dtype=np.float32)
-            self._weights.append(onnx.numpy_helper.from_array(array, name))
-        return name
-
-
 def sample_probe(rng: np.random.Generator) -> ProbeSpec:
     """A random probe network.
-
-    Half of them begin with an image of 3 channels, the others with a feature map, so that every
-    layer kind is seen at every size and not only deep inside a network. More than half are heavy:
-    their weights do not fit into a core's own cache, as those of whole networks do not. Kernels of
-    light probes alone were 10 to 30 % faster than the same kernels inside torchvision networks.
 
     Args:
         rng: the one generator that draws everything.
 
     Returns:
-        A specification of 4 to 12 layers at 7 to 224 pixels.
+        A specification of 1 to 12 layers at 3 to 320 pixels.
     """
-    heavy = bool(rng.random() < _HEAVY_SHARE)
-    for _ in range(200):
-        spec = _draw_probe(rng)
-        madds, weights = _size(spec)
-        light = madds <= _MAX_LIGHT_MADDS and weights <= _MAX_LIGHT_WEIGHTS
-        small = madds <= _MAX_HEAVY_MADDS and weights <= _MAX_HEAVY_WEIGHTS
-        if light if not heavy else small and weights > _MAX_LIGHT_WEIGHTS:
-            break
-    return spec
+    size = _SIZES[int(rng.choice(len(_SIZES), p=[s.share for s in _SIZES]))]
+    while True:
+        spec = _draw_probe(rng, size)
+        if spec.layers:
+            return spec
 
 
-def _draw_probe(rng: np.random.Generator) -> ProbeSpec:
-    image = bool(rng.random() < 0.5)
-    side = int(rng.choice(_SIDES[4:] if image else _SIDES[:-2]))
-    channels = 3 if image else _channels(rng, 16, side)
-    layers: list[LayerSpec] = []
-    width, current = channels, side
-    for _ in range(int(rng.integers(4, 13))):
-        layer = _sample_layer(rng, width, current, first=image and not layers)
-        layers.append(layer)
-        if layer.stride == 2:
-            current = (current + 1) // 2
-        if layer.kind in _CHANNEL_KINDS:
-            width = layer.channels
-    classes = int(rng.choice((10, 100, 1000))) if rng.random() < 0.6 else 0
-    reduce_mean = classes > 0 and bool(rng.random() < 0.3)
-    return ProbeSpec(side, channels, tuple(layers), classes, reduce_mean)
-
-
-def build_probe(spec: ProbeSpec, batch: int = 1, seed: int = 0) -> onnx.ModelProto:
+def build_probe(spec: ProbeSpec, batch: int = 1, seed: int | None = 0) -> onnx.ModelProto:
     """The model of a probe specification.
 
     Args:
         spec: what to build.
         batch: images in one run.
-        seed: of the weights.
+        seed: of the weights; None leaves their values out, which is enough to tell its kernels.
 
     Returns:
-        An ONNX model with one input "input" of shape `(batch, channels, side, side)`.
+        An ONNX model with one input "input", batch first.
     """
     import numpy as np
 
     builder = GraphBuilder(
-        (batch, spec.channels, spec.side, spec.side), np.random.default_rng(seed)
+        _input_shape(spec, batch), None if seed is None else np.random.default_rng(seed)
     )
-    x = "input"
+    x = _begin(builder, spec)
     for index, layer in enumerate(spec.layers):
-        x = _build_layer(builder, f"layers.{index}", x, layer)
-    if spec.classes:
-        x = builder.head("head", x, spec.classes, spec.reduce_mean)
-    return builder.finish(x)
+        x = build_layer(builder, f"layers.{index}", x, layer, spec.layout)
+    return builder.finish(_end(builder, spec, x))
+
+
+def _draw_probe(rng: np.random.Generator, size: _Size) -> ProbeSpec:
+    """A probe whose layers are added as long as they fit into its class of sizes."""
+    from dataclasses import replace
+
+    spec = _draw_input(rng)
+    builder = GraphBuilder(_input_shape(spec, 1), None)
+    x = _begin(builder, spec)
+    layers: list[LayerSpec] = []
+    for index in range(int(rng.integers(3, _MAX_LAYERS + 1))):
+        width, side = _width_and_side(builder.shapes[x], spec.layout)
+        stem = spec.layout == "image" and width == 3 and not layers
+        layer = draw_layer(rng, spec.layout, width, side, "dense" if stem else None)
+        if stem and rng.random() < 0.75:
+            layer = replace(layer, stride=2, dilation=1)
+        y = build_layer(builder, f"layers.{index}", x, layer, spec.layout)
+        too_large = builder.madds > size.madds or builder.weights > size.weights
+        if too_large or builder.peak > size.peak or min(builder.shapes[y]) < 1:
+            break
+        layers.append(layer)
+        x = y
+    if size.ballast or rng.random() < 0.6:
+        spec = replace(spec, classes=int(rng.choice((2, 10, 100, 1000))))
+        spec = replace(spec, reduce_mean=bool(rng.random() < 0.3))
+    inputs = math.prod(builder.shapes[x][1:])
+    hidden = draw_channels(rng, 512, 1.0, 4096)
+    room = size.weights - builder.weights
+    if size.ballast:
+        hidden = min(4096, int(rng.uniform(0.1, 1.0) * size.ballast / inputs))
+        room = size.ballast
+    wanted = bool(size.ballast) or (spec.classes > 0 and rng.random() < 0.2)
+    if spec.layout == "image" and wanted and 0 < inputs * hidden <= room:
+        spec = replace(spec, hidden=hidden)
+    return replace(spec, layers=tuple(layers))
+
+
+def _draw_input(rng: np.random.Generator) -> ProbeSpec:
+    """Where a probe begins: layout, size and channels of its input."""
+    layout = LAYOUTS[int(rng.choice(3, p=_LAYOUT_ODDS))]
+    step = int(rng.choice((32, 16, 1), p=(0.6, 0.25, 0.15)))
+    image_side = max(32, round(float(rng.uniform(96, 320)) / step) * step)
+    is_image = bool(rng.random() < _IMAGE_SHARE)
+    if layout == "image":
+        if is_image:
+            return ProbeSpec(layout, image_side, 3, ())
+        reduced = 2 ** int(rng.integers(1, 6))
+        side = max(3, -(-image_side // reduced))
+        typical = min(max(8.0, 4500.0 / side), 500.0)
+        return ProbeSpec(layout, side, draw_channels(rng, typical, 0.7), ())
+    heads = int(rng.choice((1, 2, 3, 4, 6, 8, 12)))
+    width = max(32, heads * int(rng.choice((16, 24, 32, 32, 48, 64, 64))))
+    if layout == "tokens":
+        patch = int(rng.choice((8, 14, 16, 16, 32)))
+        if is_image:
+            return ProbeSpec(layout, image_side, 3, (), patch=patch, width=width)
+        return ProbeSpec(layout, int(rng.integers(10, 400)), width, ())
+    if is_image:
+        return ProbeSpec(layout, image_side, 3, (), patch=int(rng.choice((4, 4, 8))), width=width)
+    return ProbeSpec(layout, int(rng.integers(4, 60)), width, ())
+
+
+def _input_shape(spec: ProbeSpec, batch: int) -> tuple[int, ...]:
+    if spec.layout == "image" or spec.patch:
+        return (batch, spec.channels, spec.side, spec.side)
+    if spec.layout == "tokens":
+        return (batch, spec.side, spec.channels)
+    return (batch, spec.side, spec.side, spec.channels)
+
+
+def _begin(b: GraphBuilder, spec: ProbeSpec) -> str:
+    """From the input to the layout of the layers."""
+    if not spec.patch:
+        return "input"
+    x = b.conv("patches", "input", spec.width, spec.patch, spec.patch, padded=False)
+    if spec.layout == "grid":
+        return b.layer_norm("patches.norm", b.transpose("patches.order", x, (0, 2, 3, 1)))
+    batch, width, *sides = b.shapes[x]
+    x = b.reshape("patches.flat", x, (batch, width, math.prod(sides)))
+    x = b.transpose("patches.order", x, (0, 2, 1))
+    if spec.side % 64 == 0:
+        x = b.prefix("patches.class", x)
+    return b.offset("patches.place", x, (1, b.shapes[x][1], width))
+
+
+def _end(b: GraphBuilder, spec: ProbeSpec, x: str) -> str:
+    """The head, if there is one."""
+    if not spec.classes:
+        return x
+    if spec.layout == "image":
+        if spec.hidden:
+            y = b.gemm("head.hidden", b.flatten("head.flatten", x), spec.hidden)
+            return b.gemm("head", b.activation("head.act", y, "relu"), spec.classes)
+        return b.head("head", x, spec.classes, spec.reduce_mean)
+    y = b.layer_norm("head.norm", x)
+    if spec.layout == "tokens":
+        return b.gemm("head", b.take("head.first", y, 0, axis=1), spec.classes)
+    batch, _, _, width = b.shapes[y]
+    y = b.node("ReduceMean", "head.mean", [y], (batch, width), axes=[1, 2], keepdims=0)
+    return b.gemm("head", y, spec.classes)
+
+
+def _width_and_side(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
+    if layout == "image":
+        return shape[1], shape[2]
+    return shape[-1], shape[1] if layout == "grid" else math.isqrt(shape[1])
 
 
 def build_sentinel(batch: int = 1) -> onnx.ModelProto:
@@ -493,132 +330,3 @@ def model_digest(model: onnx.ModelProto) -> str:
         if math.prod(tensor.dims) <= 16 and tensor.data_type != onnx.TensorProto.FLOAT:
             digest.update(tensor.SerializeToString(deterministic=True))
     return digest.hexdigest()
-
-
-def _channels(rng: np.random.Generator, width: int, side: int, limit: int = 400) -> int:
-    """A channel count that suits the size: large maps have few channels, as in real networks.
-
-    Sometimes any whole number, so that remainders modulo the vector width are seen too.
-    """
-    typical = min(max(8.0, 4500.0 / side), float(limit))
-    drawn = math.exp(rng.normal(math.log(math.sqrt(typical * max(width, 8))), 0.5))
-    if rng.random() < 0.25:
-        return max(4, min(limit, round(drawn)))
-    return min(_CHANNELS, key=lambda c: abs(math.log(c / drawn)))
-
-
-def _size(spec: ProbeSpec) -> tuple[int, int]:
-    """Multiply-adds and weights of a probe's convolutions and head, for one image."""
-    width, side, madds, weights = spec.channels, spec.side, 0, 0
-    for layer in spec.layers:
-        before = side * side
-        side = -(-side // layer.stride)
-        area, window = side * side, layer.kernel**2
-        inner = min(width * layer.expansion, _MAX_CHANNELS)
-        # Each convolution as (weights, places where they are used).
-        parts = {
-            "dense": [(width * layer.channels * window, area)],
-            "pointwise": [(width * layer.channels, area)],
-            "grouped": [(width * layer.channels * window // layer.groups, area)],
-            "depthwise": [(width * window, area)],
-            "residual": [(width * width * window, area), (width * width, area)],
-            "concat": [(width * (layer.channels - width) * window, area)],
-            "inverted": [
-                (width * inner if layer.expansion > 1 else 0, before),
-                (inner * window, area),
-                (inner * layer.channels, area),
-                (2 * inner * (width // 4) if layer.squeeze else 0, 1),
-            ],
-        }.get(layer.kind, [])
-        madds += sum(count * places for count, places in parts)
-        weights += sum(count for count, _ in parts)
-        if layer.kind in _CHANNEL_KINDS:
-            width = layer.channels
-    head = width * spec.classes
-    return madds + head, weights + head
-
-
-def _sample_layer(rng: np.random.Generator, width: int, side: int, first: bool) -> LayerSpec:
-    """One layer for a map of that width and side."""
-    kind = "dense" if first else str(rng.choice(list(_KIND_ODDS), p=list(_KIND_ODDS.values())))
-    if not first and side >= 56 and rng.random() < _EARLY_POOL:
-        kind = "pool"
-    kernel = int(rng.choice((3, 5, 7), p=(0.65, 0.25, 0.10)))
-    stride = 2 if side > 7 and rng.random() < (0.8 if first else 0.25) else 1
-    activation = str(rng.choice(ACTIVATIONS, p=(0.28, 0.27, 0.15, 0.15, 0.15)))
-    out_side = (side + 1) // stride
-    channels = _channels(rng, width, out_side)
-    groups, dilation, expansion, squeeze = 1, 1, 1, False
-    if kind == "pointwise":
-        kernel, stride = 1, 1
-        channels = min(channels * int(rng.choice((1, 2, 4))), _MAX_CHANNELS)
-    elif kind == "grouped":
-        options = [w for w in (4, 8, 12, 16, 24, 32, 48) if width % w == 0 and width > w]
-        groups = width // int(rng.choice(options)) if options else 1
-        channels = width if rng.random() < 0.5 else max(channels // groups, 1) * groups
-        kernel = min(kernel, 5)
-    elif kind == "depthwise":
-        channels = width
-        dilation = int(rng.choice((1, 2, 3), p=(0.8, 0.12, 0.08))) if kernel == 3 else 1
-    elif kind == "inverted":
-        expansion = int(rng.choice((1, 2, 3, 4, 6), p=(0.15, 0.1, 0.25, 0.2, 0.3)))
-        stride = 2 if side >= 28 and rng.random() < 0.4 else stride
-        squeeze = bool(rng.random() < 0.25)
-        dilation = int(rng.choice((1, 2, 3), p=(0.8, 0.12, 0.08))) if kernel == 3 else 1
-    elif kind == "pool":
-        kernel, stride = (2, 2) if side % 2 == 0 and rng.random() < 0.4 else (3, stride)
-    elif kind == "norm" or (kind == "shuffle" and width % 2 == 0):
-        kernel, stride = 1, 1
-    elif kind == "shuffle":
-        kind, kernel, stride = "norm", 1, 1
-    elif kind in ("concat", "residual"):
-        kernel, stride = int(rng.choice((1, 3))), 1
-    if kind in ("dense", "concat"):
-        room = _MAX_LAYER_MADDS / (width * kernel * kernel * out_side * out_side)
-        channels = max(4, min(channels, int(room)))
-    if kind == "concat":
-        channels += width
-    return LayerSpec(
-        kind, channels, kernel, stride, groups, dilation, expansion, activation, squeeze
-    )
-
-
-def _build_layer(builder: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
-    width = builder.shapes[x][1]
-    if layer.kind == "pool":
-        return builder.pool(name, x, layer.kernel, layer.stride, mean=layer.activation != "relu")
-    if layer.kind == "norm":
-        return builder.activation(f"{name}.act", builder.norm(name, x), "relu")
-    if layer.kind == "shuffle":
-        return builder.shuffle(name, x)
-    if layer.kind == "inverted":
-        return _build_inverted(builder, name, x, layer)
-    if layer.kind == "residual":
-        y = builder.conv(f"{name}.a", x, width, layer.kernel)
-        y = builder.activation(f"{name}.a.act", y, layer.activation)
-        y = builder.conv(f"{name}.b", y, width)
-        y = builder.add(f"{name}.add", y, x)
-        return builder.activation(f"{name}.act", y, layer.activation)
-    if layer.kind == "concat":
-        y = builder.conv(f"{name}.branch", x, layer.channels - width, layer.kernel)
-        return builder.concat(name, [x, builder.activation(f"{name}.act", y, layer.activation)])
-    groups = width if layer.kind == "depthwise" else layer.groups
-    y = builder.conv(name, x, layer.channels, layer.kernel, layer.stride, groups, layer.dilation)
-    return builder.activation(f"{name}.act", y, layer.activation)
-
-
-def _build_inverted(builder: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
-    width = builder.shapes[x][1]
-    inner, y = min(width * layer.expansion, _MAX_CHANNELS), x
-    if inner != width:
-        y = builder.conv(f"{name}/expand", x, inner)
-        y = builder.activation(f"{name}/expand.act", y, layer.activation)
-    y = builder.conv(
-        f"{name}/depthwise", y, inner, layer.kernel, layer.stride, inner, layer.dilation
-    )
-    y = builder.activation(f"{name}/depthwise.act", y, layer.activation)
-    if layer.squeeze:
-        hard = layer.activation == "hardswish"
-        y = builder.squeeze_excite(f"{name}/se", y, max(width // 4, 4), hard)
-    y = builder.conv(f"{name}/project", y, layer.channels)
-    return builder.add(f"{name}/add", y, x) if builder.shapes[y] == builder.shapes[x] else y

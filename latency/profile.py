@@ -1,18 +1,19 @@
 """Profiling: fills a device card, visit by visit, and can be killed at any moment.
 
-The caller's own networks come first, then as many random probe networks as the time allows; all of
-them are visited again and again, in rounds of random order, whole and kernel by kernel. Each visit
-is committed to the card with the sentinel's times. Called again with the same arguments, profiling
-goes on where the card ends.
+The caller's own networks come first, then as many random probe networks as the time allows; they
+are visited again and again, in rounds of random order, whole and kernel by kernel; which of them in
+which round, says `latency.schedule`. Each visit is committed to the card with the sentinel's times.
+Called again with the same arguments, profiling goes on where the card ends.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +25,20 @@ from devices.host import read_environment
 from devices.onnx_files import fix_shapes
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
-from latency.card import ANCHOR, CardVisit, CardWriter, DeviceCard
-from latency.measure import GraphStore, Profiled, Visitor, compile_named, naming
+from latency.acquisition import FIRST_ROUND, Acquisition
+from latency.card import ANCHOR, CHOSEN, CardVisit, CardWriter, DeviceCard, writing
+from latency.fusion import FusionLearner, FusionRules
+from latency.measure import (
+    GraphStore,
+    Visitor,
+    by_position,
+    compile_named,
+    match_kernels,
+    naming,
+)
+from latency.schedule import Schedule
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import onnx
 
     from latency.kernel import KernelGraph
@@ -38,14 +47,8 @@ __all__ = ["profile_device"]
 
 Progress = Callable[[float, str], None]
 
-MAX_PROBES = 400
-"""More probes than this gain less than more visits to each."""
-MIN_PROBES = 6
-"""Fewer probes than this cannot calibrate anything, however short the time."""
-PROBES_BY_ROUNDS = 24
-"""Probes of a profile that is limited by rounds instead of by time."""
-_FIRST_ROUND_SHARE = 1 / 9
-"""Of the time, spent in the first round; it compiles too, so that eight or more visits follow."""
+_LEARNED = 400
+"""Networks from which is read what the runtime fuses."""
 
 
 def profile_device(
@@ -71,7 +74,7 @@ def profile_device(
         rounds: instead of `minutes`: how often each network is visited. The plan is then fixed, and
             with the simulated runtime two cards of the same seed have the same content.
         probes: how many probe networks; by default as many as the time allows, or
-            `PROBES_BY_ROUNDS` with `rounds`.
+            `latency.schedule.PROBES_BY_ROUNDS` with `rounds`.
         seed: of the probes and of the order of visits.
         extra_models: the caller's own networks by name, with fixed shapes or a symbolic batch. They
             are visited in every round, before new probes are added.
@@ -87,7 +90,10 @@ def profile_device(
             another profiler is writing the card.
         UnavailableError: the runtime or the precision is not available here.
         InvalidInputError: the file is no device card or damaged, or a model is refused.
+        AutospaceError: the disk is full; the card holds what was measured, and goes on from there.
     """
+    from latency.probes import build_sentinel, model_digest
+
     path = Path(card_path)
     settings = settings or RuntimeSettings()
     if rounds is not None:
@@ -101,23 +107,26 @@ def profile_device(
         "runtime": engine.name,
         "runtime_version": status.version,
         "settings": settings.to_json(),
+        "sentinel": model_digest(build_sentinel(settings.batch)),
     }
     with _locked(path):
         writer = _open_card(path, engine, identity, arguments, update)
         if writer is not None:
-            with writer:
-                _Profiler(writer, engine, settings, models, arguments, progress).run()
-                writer.finish(_validate(path))
+            with writer, writing(path):
+                profiler = _Profiler(writer, engine, settings, models, arguments, progress)
+                profiler.run()
+                _finish(writer, path, profiler.fusion_rules())
     return DeviceCard.open(path)
 
 
 @dataclass(frozen=True, slots=True)
 class _Network:
-    """A network of the profile: its number in the card, and how to get its model."""
+    """A network of the profile: its number in the card, how to get its model, its first round."""
 
     number: int
     name: str
     kind: str
+    born: int
 
 
 class _Profiler:
@@ -137,15 +146,20 @@ class _Profiler:
         self.settings = settings
         self.models = models
         self.seed = int(arguments["seed"])
-        self.rounds: int | None = arguments["rounds"]
         minutes: float | None = arguments["minutes"]
         self.limit_s = None if minutes is None else minutes * 60.0
-        self.probes: int | None = arguments["probes"]
+        self.schedule = Schedule(
+            minutes, arguments["rounds"], arguments["probes"], engine.simulated
+        )
         self.progress = progress or (lambda share, text: None)
         self.first_round = int(writer.get("first_round", 0))
         self.visited = writer.visited()
         self.networks: list[_Network] = []
         self.orders: dict[int, dict[str, int]] = {}
+        self.learner = FusionLearner()
+        self.learned: set[str] = set()
+        self.acquisition: Acquisition | None = None
+        self.next_look = 0
         self.elapsed_before_s = float(writer.get("elapsed_s", 0.0))
         self.started = monotonic()
 
@@ -159,8 +173,9 @@ class _Profiler:
             for name in self.models:
                 self._add_extra(name)
             self._add_anchors()
-            self._first_round()
-            self._other_rounds()
+            number = self.first_round
+            while self._round(number):
+                number += 1
 
     @property
     def elapsed_s(self) -> float:
@@ -171,52 +186,59 @@ class _Profiler:
 
     # -- rounds
 
-    def _first_round(self) -> None:
-        """Visits what is there, then adds probes while the first round's share of time lasts."""
-        number = self.first_round
-        for network in self._order(number):
+    def _round(self, number: int) -> bool:
+        """Visits what is due and adds probes; whether there is another round."""
+        age = number - self.first_round
+        born_now = sum(n.kind == "probe" and n.born == number for n in self.networks)
+        have = sum(n.kind == "probe" for n in self.networks)
+        wanted = self.schedule.new_probes(have - born_now) - born_now
+        if self.schedule.fixed and age:
+            wanted = 0
+        for network in self._due(number, growing=wanted + born_now > 0):
+            if self._stop(age):
+                return False
             self._visit(number, network)
-        target = self._fixed_probe_count()
-        if target is None:
-            target = self.writer.get("probe_target")
-        while True:
-            have = sum(network.kind == "probe" for network in self.networks)
-            if have >= (MAX_PROBES if target is None else target):
-                break
-            if target is None and have >= MIN_PROBES and self._first_share_spent():
-                break
-            self._visit(number, self._add_probe(have))
-        have = sum(network.kind == "probe" for network in self.networks)
-        self.writer.put(probe_target=have)
+        if wanted > 0:
+            self._look_ahead(age)
+        for index in range(have, have + wanted):
+            if self._stop(age):
+                return False
+            self._visit(number, self._add_probe(index, number))
+        rounds = self.schedule.rounds
+        if rounds is not None:
+            return age + 1 < rounds
+        return not self._time_is_up() or age == 0
 
-    def _other_rounds(self) -> None:
-        number = self.first_round + 1
-        while self.rounds is None or number < self.first_round + self.rounds:
-            for network in self._order(number):
-                # A network that was seen only once says nothing about its own repeatability.
-                if self._time_is_up() and number > self.first_round + 1:
-                    return
-                self._visit(number, network)
-            if self._time_is_up():
-                return
-            number += 1
-
-    def _order(self, number: int) -> list[_Network]:
-        """The networks in the random order of one round, which depends on nothing else."""
+    def _due(self, number: int, growing: bool) -> list[_Network]:
+        """The networks of one round in its random order, which depends on nothing else."""
         import numpy as np
 
+        due = []
+        for network in self.networks:
+            if network.born > number:  # known from an earlier run of the same profile
+                continue
+            is_probe = network.kind == "probe"
+            # The caller's networks begin anew when a card is extended; probes have had their turn.
+            age = number - (network.born if is_probe else max(network.born, self.first_round))
+            if self.schedule.is_due(age, is_probe, growing):
+                due.append(network)
+            if growing and self.schedule.is_over(age, is_probe):
+                self.store.drop(network.name)
         rng = np.random.default_rng([self.seed, 1, number])
-        return [self.networks[i] for i in rng.permutation(len(self.networks))]
+        return [due[i] for i in rng.permutation(len(due))]
 
-    def _fixed_probe_count(self) -> int | None:
-        if self.probes is not None:
-            return self.probes
-        # Simulated time does not pass, so that it cannot limit anything either.
-        fixed = self.rounds is not None or self.engine.simulated
-        return PROBES_BY_ROUNDS if fixed else None
+    def _look_ahead(self, age: int) -> None:
+        """Fits to what was measured so far, now and then, to choose the next probes by it."""
+        if self.schedule.fixed or age < max(FIRST_ROUND, self.next_look):
+            return
+        self.next_look = 2 * age
+        with suppress(InvalidInputError):
+            card = DeviceCard.open(self.writer.path)
+            self.acquisition = Acquisition(card, self.fusion_rules())
 
-    def _first_share_spent(self) -> bool:
-        return self.limit_s is not None and self.elapsed_s >= self.limit_s * _FIRST_ROUND_SHARE
+    def _stop(self, age: int) -> bool:
+        """Whether time is up; a network seen only once says nothing about its repeatability."""
+        return age > 1 and self._time_is_up()
 
     def _time_is_up(self) -> bool:
         if self.limit_s is None:
@@ -227,9 +249,14 @@ class _Profiler:
 
     def _take_up_known(self) -> None:
         """The card's networks whose models are at hand: probes are built anew from their spec."""
+        born: dict[int, int] = {}
+        for number, network in sorted(self.visited):
+            born.setdefault(network, number)
+        latest = max((number for number, _ in self.visited), default=self.first_round)
         for name, (number, kind, _, _) in self.writer.networks().items():
             if kind in ("probe", ANCHOR) or name in self.models:
-                self.networks.append(_Network(number, name, kind))
+                # What was added when the profiler was killed had not been visited yet.
+                self.networks.append(_Network(number, name, kind, born.get(number, latest)))
 
     def _add_extra(self, name: str) -> None:
         from latency.probes import model_digest
@@ -237,7 +264,9 @@ class _Profiler:
         known = self.writer.networks().get(name)
         digest = model_digest(self.models[name])
         if known is None:
-            self.networks.append(self._add(name, "extra", digest, None, self.models[name]))
+            self.networks.append(
+                self._add(name, "extra", digest, None, self.models[name], self.first_round)
+            )
         elif known[1] != "extra" or known[2] != digest:
             raise UsageError(
                 f"network {name!r}: the card holds another one of that name; rename yours."
@@ -252,17 +281,25 @@ class _Profiler:
             if name not in known:
                 model = build_anchor(kernels, self.settings.batch)
                 digest = model_digest(model)
-                self.networks.append(self._add(name, ANCHOR, digest, {"kernels": kernels}, model))
+                spec = {"kernels": kernels}
+                self.networks.append(self._add(name, ANCHOR, digest, spec, model, self.first_round))
 
-    def _add_probe(self, index: int) -> _Network:
+    def _add_probe(self, index: int, born: int) -> _Network:
         import numpy as np
 
         from latency.probes import build_probe, model_digest, sample_probe
 
-        spec = sample_probe(np.random.default_rng([self.seed, 2, index]))
+        rng = np.random.default_rng([self.seed, 2, index])
+        chosen = self.acquisition is not None and index % 2 == 1
+        spec = self.acquisition.choose(rng) if chosen and self.acquisition else sample_probe(rng)
         model = build_probe(spec, self.settings.batch)
         network = self._add(
-            f"probe-{self.seed}-{index}", "probe", model_digest(model), spec.to_json(), model
+            f"{CHOSEN if chosen else 'probe-'}{self.seed}-{index}",
+            "probe",
+            model_digest(model),
+            spec.to_json(),
+            model,
+            born,
         )
         self.networks.append(network)
         return network
@@ -274,15 +311,15 @@ class _Profiler:
         digest: str,
         spec: dict[str, Any] | None,
         model: onnx.ModelProto,
+        born: int,
     ) -> _Network:
         compiled = compile_named(self.engine, name, model, self.settings)
         graph = _kernel_graph(name, model, compiled)
+        self._learn(name, model, compiled)
         self.store.put(name, compiled)
-        number = self.writer.add_network(
-            name, kind, digest, spec, [(k.kernel, k.nodes) for k in graph.kernels]
-        )
+        number = self.writer.add_network(name, kind, digest, spec, graph.kernels)
         self.orders[number] = {node.name: i for i, node in enumerate(graph.kernels)}
-        return _Network(number, name, kind)
+        return _Network(number, name, kind, born)
 
     def _compiled(self, network: _Network) -> CompiledGraph:
         """The network's compiled graph; after a restart it is compiled again."""
@@ -290,11 +327,32 @@ class _Profiler:
             model = self._model(network)
             compiled = compile_named(self.engine, network.name, model, self.settings)
             graph = _kernel_graph(network.name, model, compiled)
-            self.orders[network.number] = _match(
+            self._learn(network.name, model, compiled)
+            self.orders[network.number] = match_kernels(
                 graph, self.writer.kernel_keys(network.number), network.name
             )
             self.store.put(network.name, compiled)
         return self.store.get(network.name)
+
+    def _learn(self, name: str, model: onnx.ModelProto, compiled: CompiledGraph) -> None:
+        """Reads from a network what the runtime fuses; after some hundreds little is new."""
+        if name not in self.learned and len(self.learned) < _LEARNED:
+            self.learner.add(model, compiled.data)
+            self.learned.add(name)
+
+    def fusion_rules(self) -> FusionRules:
+        """What the runtime fuses, read from the networks of the profile.
+
+        After a restart those that were not visited again are compiled once more for it.
+        """
+        for network in self.networks:
+            if len(self.learned) >= _LEARNED:
+                break
+            if network.name not in self.learned:
+                model = self._model(network)
+                compiled = compile_named(self.engine, network.name, model, self.settings)
+                self._learn(network.name, model, compiled)
+        return FusionRules.of(self.learner)
 
     def _model(self, network: _Network) -> onnx.ModelProto:
         from latency.probes import ProbeSpec, build_anchor, build_probe
@@ -314,7 +372,7 @@ class _Profiler:
         compiled = self._compiled(network)
         with naming(network.name):
             profiled = self.visitor.visit(compiled, kernels=True)
-        times = _by_position(profiled, self.orders[network.number])
+        times = by_position(profiled, self.orders[network.number])
         elapsed_s = self.elapsed_s
         self.writer.add_visit(
             network.number, CardVisit(number, elapsed_s, profiled.visit, times), elapsed_s
@@ -328,8 +386,8 @@ class _Profiler:
         if self.limit_s is not None and not self.engine.simulated:
             return min(1.0, self.elapsed_s / self.limit_s)
         done = sum(round_ >= self.first_round for round_, _ in self.visited)
-        planned = len(ANCHORS) + len(self.models) + (self._fixed_probe_count() or MIN_PROBES)
-        return min(1.0, done / (planned * (self.rounds or 2)))
+        planned = len(ANCHORS) + len(self.models) + self.schedule.most_probes
+        return min(1.0, done / (planned * (self.schedule.rounds or 2)))
 
 
 def _check_limits(minutes: float | None, rounds: int | None, probes: int | None) -> None:
@@ -376,7 +434,8 @@ def _locked(path: Path) -> Iterator[None]:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise InvalidInputError(
-            f"{path}: cannot be written ({error.strerror}); give a path in a folder that exists."
+            f"{path}: cannot be written ({error.strerror}); give a path in a folder that exists, "
+            "with space and permission to write."
         ) from error
     try:
         try:
@@ -421,8 +480,11 @@ def _open_card(
         "runtime": card.runtime,
         "runtime_version": card.runtime_version,
         "settings": card.settings.to_json(),
+        "sentinel": card.sentinel,
     }
     found = [f"{key} {own[key]} → {identity[key]}" for key in own if own[key] != identity[key]]
+    if own["sentinel"] != identity["sentinel"]:
+        found = [line for line in found if not line.startswith("sentinel ")] + ["another sentinel"]
     if not engine.simulated:
         found += type(environment).from_json(card.environment).differences(environment)
     if found:
@@ -436,6 +498,9 @@ def _open_card(
             "add --update to measure more into it, or give another path."
         )
     if card.complete and not update:
+        if path.with_name(f"{path.name}-wal").exists():  # cut off while it was made one file
+            with CardWriter(path) as finished:
+                finished.fold()
         return None
     writer = CardWriter(path)
     if update and (changed or card.complete):
@@ -475,49 +540,14 @@ def _kernel_graph(name: str, model: onnx.ModelProto, compiled: CompiledGraph) ->
         return KernelGraph.from_compiled(model, compiled.data)
 
 
-def _match(
-    graph: KernelGraph, stored: list[tuple[str, tuple[str, ...]]], name: str
-) -> dict[str, int]:
-    """Stored position of each kernel of a graph that was compiled again.
-
-    The runtime numbers its layout changes differently from one compilation to the next, so kernels
-    are matched by what they are and whom they serve.
-
-    Raises:
-        UsageError: the runtime now compiles the network to other kernels.
-    """
-    places: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for position, key in enumerate(stored):
-        places.setdefault(key, []).append(position)
-    order = {}
-    for node in graph.kernels:
-        free = places.get((node.kernel.signature, node.nodes))
-        if not free:
-            raise UsageError(
-                f"network {name!r}: is now compiled to other kernels than when the card was begun; "
-                "give another path for a new card."
-            )
-        order[node.name] = free.pop(0)
-    return order
-
-
-def _by_position(profiled: Profiled, order: Mapping[str, int]) -> npt.NDArray[np.float32]:
-    """Kernel times, shape `(kernels, profiled_runs)`; 0 where a node was not timed."""
-    import numpy as np
-
-    runs = max((len(t.samples_ms) for t in profiled.kernels.values()), default=0)
-    times = np.zeros((len(order), runs), dtype=np.float32)
-    for name, timing in profiled.kernels.items():
-        if name in order and len(timing.samples_ms) == runs:
-            times[order[name]] = timing.samples_ms
-    return times
-
-
-def _validate(path: Path) -> dict[str, Any]:
-    """How well a predictor fitted to the card does on the card's own networks, each left out."""
+def _finish(writer: CardWriter, path: Path, rules: FusionRules) -> None:
+    """Fits a predictor to what was measured; keeps it in the card, with its validation."""
     from latency.predictor import Predictor
 
+    derived = {"fusion": json.dumps(rules.to_json(), sort_keys=True).encode()}
     try:
-        return Predictor.from_card(DeviceCard.open(path)).validation
+        predictor = Predictor.fit(DeviceCard.open(path))
+        validation, derived["fit"] = predictor.validation, predictor.to_bytes()
     except AutospaceError as error:
-        return {"networks": 0, "note": str(error)}
+        validation = {"networks": 0, "note": str(error)}
+    writer.finish(validation, derived)

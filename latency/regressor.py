@@ -1,42 +1,100 @@
 """One regressor for one family of kernels: the logarithm of the residual over a roofline.
 
-Kernel ridge regression with a Gaussian kernel on scaled features. Far from everything measured its
-answer goes to zero, that is to the roofline, which is what extrapolation should do; and what it
-would have said without some of its samples has a closed form, so that leaving every network out in
-turn costs one matrix inverse instead of one fit a network:
-
-    residual error without the samples I = (A⁻¹)[I, I]⁻¹ · (A⁻¹ y)[I],   A = K + noise.
+Far from everything measured its answer goes to zero, that is to the roofline, which is what
+extrapolation should do.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from latency.roofline import Roofline, effective_flops, roofline_terms
+from latency.features import FEATURES, context_features, kernel_labels, own_features
+from latency.gaussian_process import GaussianProcess
+from latency.roofline import Roofline, roofline_terms
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from latency.context import Context
     from latency.kernel import Kernel
 
     Array = npt.NDArray[np.float64]
-    Indices = npt.NDArray[np.intp]
 
-__all__ = ["FamilyRegressor"]
+__all__ = ["FamilyRegressor", "Sample", "Samples"]
 
-_VECTOR_WIDTH = 16
-_LENGTHS = (0.8, 1.5, 2.5, 4.0)
-_NOISES = (0.02, 0.08, 0.3)
-_TUNING_POINTS = 300
-"""Samples on which length and noise are chosen; more of them change the choice little."""
-_MAX_POINTS = 1500
-"""Samples kept in a fit: the cost grows with their cube."""
 _TICK_MS = 0.002
 """The profiler counts microseconds, so that shorter kernels carry less information."""
+_FEW_VISITS = 4
+"""Visits of a sample of ordinary doubt; fewer make it doubtful."""
+_MIN_SAMPLES = 8
+"""With fewer, a family has a roofline only."""
+_SCARCE_DEVIATION = 0.35
+"""Standard deviation of the logarithm where there is only a roofline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A kernel as it was measured once, in one network.
+
+    Attributes:
+        kernel: what was measured.
+        context: what surrounded it.
+        time_ms: measured.
+        visits: how many the time is made of.
+    """
+
+    kernel: Kernel
+    context: Context
+    time_ms: float
+    visits: int
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Many samples of one family as arrays, so that nothing is worked out twice.
+
+    Attributes:
+        features: see `latency.features.kernel_features`, shape `(samples, features)`.
+        labels: see `latency.features.kernel_labels`, of each sample.
+        terms: of the roofline, shape `(samples, terms)`.
+        times_ms: shape `(samples,)`.
+        doubt: variance of each sample's noise relative to the others, same shape.
+    """
+
+    features: Array
+    labels: tuple[tuple[str, ...], ...]
+    terms: Array
+    times_ms: Array
+    doubt: Array
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Self:
+        """From single samples, at least one."""
+        import numpy as np
+
+        features, labels, terms = _described(
+            [s.kernel for s in samples], [s.context for s in samples]
+        )
+        times = np.array([s.time_ms for s in samples])
+        few = np.sqrt(np.maximum(1.0, _FEW_VISITS / np.array([s.visits for s in samples])))
+        return cls(features, labels, terms, times, (1.0 + (_TICK_MS / times) ** 2) * few)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, places: Sequence[int]) -> Self:
+        """Some of them, in the order given."""
+        index = list(places)
+        return type(self)(
+            self.features[index],
+            tuple(self.labels[place] for place in index),
+            self.terms[index],
+            self.times_ms[index],
+            self.doubt[index],
+        )
 
 
 @dataclass(frozen=True)
@@ -45,160 +103,132 @@ class FamilyRegressor:
 
     Attributes:
         roofline: fitted to the same samples.
-        categories: operations and activations seen, each a feature.
-        points: features of the samples, shape `(samples, features)`.
-        picks: which of the given samples were kept, shape `(samples,)`.
-        inverse: A⁻¹, shape `(samples, samples)`.
-        target: logarithm of time over roofline, shape `(samples,)`.
-        length: of the Gaussian kernel, in scaled features.
+        labels: operations and activations seen, each a feature.
+        process: of the residual; None where there were too few samples.
     """
 
     roofline: Roofline
-    categories: tuple[str, ...]
-    points: Array
-    picks: Indices
-    inverse: Array
-    target: Array
-    length: float
-    terms: Array
-    times_ms: Array
+    labels: tuple[str, ...]
+    process: GaussianProcess | None
 
     @classmethod
-    def fit(cls, kernels: Sequence[Kernel], times_ms: Sequence[float]) -> Self:
-        """Fits to measured kernels, all different.
+    def fit(cls, samples: Samples, effort: float = 1.0) -> Self:
+        """Fits to measured kernels.
 
         Args:
-            kernels: of one family, at least one.
-            times_ms: measured time of each.
+            samples: of one family, at least one, all times positive.
+            effort: see `GaussianProcess.fit`.
         """
         import numpy as np
 
-        count = len(kernels)
-        picks = np.arange(count)
-        if count > _MAX_POINTS:
-            picks = np.sort(np.random.default_rng(0).permutation(count)[:_MAX_POINTS])
-        terms = np.array([roofline_terms(k) for k in kernels])
-        times = np.asarray(times_ms, dtype=np.float64)
-        roofline = Roofline.fit(terms, times)
-        labels = {label for k in kernels for label in _labels(k)}
-        categories = tuple(sorted(labels))
-        points = np.array([_features(kernels[int(i)], categories) for i in picks])
-        target = np.log(times[picks] / roofline.predict(terms[picks]))
-        doubt = 1.0 + (_TICK_MS / times[picks]) ** 2
-        length, noise = _tune(points, target, doubt)
-        gram = _gauss(points, points, length)
-        inverse: Array = np.linalg.inv(np.asarray(gram + np.diag(noise * doubt), dtype=np.float64))
-        return cls(roofline, categories, points, picks, inverse, target, length, terms, times)
+        roofline = Roofline.fit(samples.terms, samples.times_ms)
+        labels = tuple(sorted({label for own in samples.labels for label in own}))
+        bare = cls(roofline, labels, None)
+        if len(samples) < _MIN_SAMPLES:
+            return bare
+        values = np.log(samples.times_ms / roofline.predict(samples.terms))
+        points = bare._points(samples.features, samples.labels)
+        return cls(roofline, labels, GaussianProcess.fit(points, values, samples.doubt, effort))
 
-    def predict(self, kernels: Sequence[Kernel]) -> list[float]:
-        """Milliseconds of each kernel; residuals stay within the range of those seen."""
-        import numpy as np
-
-        if not kernels:
-            return []
-        points = np.array([_features(kernel, self.categories) for kernel in kernels])
-        residual = _gauss(points, self.points, self.length) @ (self.inverse @ self.target)
-        base = self.roofline.predict(np.array([roofline_terms(k) for k in kernels]))
-        low, high = float(self.target.min()), float(self.target.max())
-        return [float(t) for t in base * np.exp(np.clip(residual, low, high))]
-
-    def without(self, left_out: Sequence[int]) -> dict[int, float]:
-        """What the fit would have said of some of its own samples, had it not seen them.
+    def predict(
+        self, kernels: Sequence[Kernel], surroundings: Sequence[Context]
+    ) -> tuple[Array, Array]:
+        """Milliseconds of each kernel, and the standard deviation of their logarithm.
 
         Args:
-            left_out: indices into the samples that were given to `fit`.
+            kernels: of this family, at least one.
+            surroundings: of each.
 
         Returns:
-            Milliseconds by index.
+            Two arrays of shape `(kernels,)`.
         """
         import numpy as np
 
-        keep = np.ones(len(self.times_ms), dtype=bool)
-        keep[list(left_out)] = False
-        roofline = self.roofline
-        if keep.any():
-            roofline = Roofline.fit(self.terms[keep], self.times_ms[keep])
-        base = roofline.predict(self.terms)
-        place = {int(index): i for i, index in enumerate(self.picks)}
-        inside = [place[i] for i in left_out if i in place]
-        answers = {i: float(base[i]) for i in left_out}
-        if not keep[self.picks].any():
-            return answers
-        target = np.log(self.times_ms[self.picks] / base[self.picks])
-        weights = self.inverse @ target
-        kept = target[keep[self.picks]]
-        low, high = float(kept.min()), float(kept.max())
-        if inside:
-            block = self.inverse[np.ix_(inside, inside)]
-            residual = target[inside] - np.linalg.solve(block, weights[inside])
-            for i, value in zip(inside, residual, strict=True):
-                index = int(self.picks[i])
-                answers[index] = float(base[index] * math.exp(min(max(value, low), high)))
-        return answers
+        features, labels, terms = _described(kernels, surroundings)
+        base = self.roofline.predict(terms)
+        if self.process is None:
+            return base, np.full(len(kernels), _SCARCE_DEVIATION)
+        mean, variance = self.process.predict(self._points(features, labels))
+        return base * np.exp(mean), np.sqrt(variance)
+
+    def residuals(self, samples: Samples) -> Array:
+        """Logarithm of each sample's time over what `predict` says; shape `(samples,)`."""
+        import numpy as np
+
+        values = np.log(samples.times_ms / self.roofline.predict(samples.terms))
+        if self.process is None:
+            return np.asarray(values)
+        return values - self.process.mean(self._points(samples.features, samples.labels))
+
+    def without(
+        self, samples: Samples, groups: npt.NDArray[np.intp] | None = None
+    ) -> tuple[Array, Array]:
+        """As `predict` for some of the fit's own samples, as if these had not been there.
+
+        Args:
+            samples: some of those given to `fit`, at least one. The roofline keeps what it has
+                learned from them: four numbers are hardly moved by one network.
+            groups: which samples are left out together, see `GaussianProcess.without`.
+        """
+        import numpy as np
+
+        base = self.roofline.predict(samples.terms)
+        if self.process is None:
+            return base, np.full(len(samples), _SCARCE_DEVIATION)
+        values = np.log(samples.times_ms / base)
+        points = self._points(samples.features, samples.labels)
+        mean, variance = self.process.without(points, values, samples.doubt, groups)
+        return base * np.exp(mean), np.sqrt(variance)
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """What it is made of: a JSON object and arrays."""
+        about = {"roofline": list(self.roofline.coefficients), "labels": list(self.labels)}
+        return about, self.process.to_arrays() if self.process else {}
+
+    @classmethod
+    def from_arrays(cls, about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """The regressor from what `to_arrays` gave.
+
+        Raises:
+            KeyError: something is missing.
+            ValueError: an array has another shape.
+        """
+        process = GaussianProcess.from_arrays(arrays) if arrays else None
+        roofline = Roofline.from_json(about["roofline"])
+        labels = tuple(str(label) for label in about["labels"])
+        if process is not None and len(process.center) != len(FEATURES) + len(labels):
+            raise ValueError("a regressor of other features")
+        return cls(roofline, labels, process)
+
+    def _points(self, features: Array, labels: Sequence[tuple[str, ...]]) -> Array:
+        """Features of kernels and which of the known labels they have."""
+        import numpy as np
+
+        place = {label: index for index, label in enumerate(self.labels)}
+        marks = np.zeros((len(labels), len(place)))
+        for row, own in enumerate(labels):
+            for label in own:
+                if label in place:
+                    marks[row, place[label]] = 1.0
+        return np.hstack([features, marks])
 
 
-def _labels(kernel: Kernel) -> tuple[str, str]:
-    return f"op {kernel.op} {kernel.dtype}", f"activation {kernel.activation}"
-
-
-def _features(kernel: Kernel, categories: Sequence[str]) -> list[float]:
-    """Features of a kernel, scaled so that a distance of one is a noticeable difference."""
-
-    def log(value: float, unit: float) -> float:
-        return math.log2(value + 1.0) / unit
-
-    flops = effective_flops(kernel)
-    channels_in = kernel.inputs[0][1] if kernel.inputs and len(kernel.inputs[0]) > 1 else 1
-    channels_out = kernel.output[1] if len(kernel.output) > 1 else 1
-    pixels = math.prod(kernel.output[2:]) if len(kernel.output) > 2 else 1
-    stride = kernel.strides[0] if kernel.strides else 1
-    dilation = kernel.dilations[0] if kernel.dilations else 1
-    numbers = [
-        log(flops, 4.0),
-        log(kernel.bytes_in, 3.0),
-        log(kernel.bytes_out, 3.0),
-        log(kernel.bytes_weights, 4.0),
-        log(channels_in, 1.5),
-        log(channels_out, 1.5),
-        log(pixels, 3.0),
-        log(math.prod(kernel.kernel), 1.5),
-        float(stride - 1),
-        0.7 * (dilation - 1),
-        log(kernel.groups, 2.0),
-        0.7 * (channels_in % _VECTOR_WIDTH > 0),
-        0.7 * (channels_out % _VECTOR_WIDTH > 0),
-        2.0 * math.log2(max(flops, 1.0) / max(kernel.flops, 1.0)),
-        0.7 * kernel.fused_add,
-        0.5 * (len(kernel.inputs) - 1),
-    ]
-    labels = set(_labels(kernel))
-    scale = {"op": 2.0, "activation": 0.6}
-    return numbers + [scale[c.split(" ", 1)[0]] * (c in labels) for c in categories]
-
-
-def _gauss(a: Array, b: Array, length: float) -> Array:
-    """Gaussian kernel; shapes `(n, f)` and `(m, f)` in, `(n, m)` out."""
+def _described(
+    kernels: Sequence[Kernel], surroundings: Sequence[Context]
+) -> tuple[Array, tuple[tuple[str, ...], ...], Array]:
+    """Features, labels, and terms of the roofline of each kernel."""
     import numpy as np
 
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.asarray(np.exp(-np.maximum(squared, 0.0) / (2 * length**2)))
-
-
-def _tune(points: Array, target: Array, doubt: Array) -> tuple[float, float]:
-    """Length and noise with the smallest leave-one-out error.
-
-    The noise is relative to the variance of the target, with which the ridge is scaled.
-    """
-    import numpy as np
-
-    if len(points) > _TUNING_POINTS:
-        chosen = np.random.default_rng(0).permutation(len(points))[:_TUNING_POINTS]
-        points, target, doubt = points[chosen], target[chosen], doubt[chosen]
-    best = (math.inf, _LENGTHS[1], _NOISES[1])
-    for length in _LENGTHS:
-        gram = _gauss(points, points, length)
-        for noise in _NOISES:
-            inverse = np.linalg.inv(gram + np.diag(noise * doubt))
-            errors = (inverse @ target) / np.diag(inverse)
-            best = min(best, (float(np.abs(errors).mean()), length, noise))
-    return best[1], best[2]
+    # A kernel that occurs again is mostly the same object.
+    known: dict[int, tuple[list[float], tuple[str, ...], tuple[float, ...]]] = {}
+    found = []
+    for kernel in kernels:
+        if id(kernel) not in known:
+            known[id(kernel)] = own_features(kernel), kernel_labels(kernel), roofline_terms(kernel)
+        found.append(known[id(kernel)])
+    around = np.array([context_features(context) for context in surroundings])
+    return (
+        np.hstack([np.array([own for own, _, _ in found]), around]),
+        tuple(labels for _, labels, _ in found),
+        np.array([terms for _, _, terms in found]),
+    )

@@ -1,8 +1,9 @@
 """The roofline: what a kernel must take at least, from its operations and the bytes it moves.
 
-time = operations / peak + activation bytes / bandwidth + weight bytes / bandwidth + constant, with
-non-negative coefficients fitted to one device. It is crude, and right about the direction: it grows
-with every size, so that a regressor that only learns the residual over it extrapolates sensibly.
+time = operations / peak + activation bytes / bandwidth + weight bytes / bandwidth + operations on
+denormal numbers / their rate + constant, with non-negative coefficients fitted to one device. It is
+crude, and right about the direction: it grows with every size, so that a regressor that only learns
+the residual over it extrapolates sensibly.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Roofline", "effective_flops", "roofline_terms"]
 
-_TERMS = 4
+_TERMS = 5
 
 
 def effective_flops(kernel: Kernel) -> float:
@@ -37,10 +38,15 @@ def effective_flops(kernel: Kernel) -> float:
     return float(kernel.flops)
 
 
-def roofline_terms(kernel: Kernel) -> tuple[float, float, float, float]:
-    """Millions of operations, megabytes of activations, megabytes of weights, and one."""
+def roofline_terms(kernel: Kernel) -> tuple[float, ...]:
+    """Terms of one kernel, each with a coefficient of its own.
+
+    Millions of operations, megabytes of activations, megabytes of weights, millions of operations
+    on denormal numbers, and one.
+    """
     moved = (kernel.bytes_in + kernel.bytes_out) / 1e6
-    return effective_flops(kernel) / 1e6, moved, kernel.bytes_weights / 1e6, 1.0
+    slow = kernel.denormal_work / 1e6
+    return effective_flops(kernel) / 1e6, moved, kernel.bytes_weights / 1e6, slow, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class Roofline:
         """Fits to measured kernels, minimising the relative error.
 
         Args:
-            terms: shape `(kernels, 4)`, from `roofline_terms`.
+            terms: shape `(kernels, terms)`, from `roofline_terms`.
             times_ms: shape `(kernels,)`, positive.
         """
         import numpy as np
@@ -69,8 +75,21 @@ class Roofline:
             coefficients = np.array([0.0] * (_TERMS - 1) + [float(np.median(times_ms))])
         return cls(tuple(float(c) for c in coefficients))
 
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """From the list of its coefficients.
+
+        Raises:
+            TypeError: it is no list of numbers.
+            ValueError: it has another length.
+        """
+        found = tuple(float(coefficient) for coefficient in data)
+        if len(found) != _TERMS:
+            raise ValueError(f"a roofline has {_TERMS} coefficients, not {len(found)}")
+        return cls(found)
+
     def predict(self, terms: Array) -> Array:
-        """Milliseconds of each kernel; shape `(kernels, 4)` in, `(kernels,)` out, all positive."""
+        """Milliseconds of each kernel, all positive; shapes `(kernels, terms)` to `(kernels,)`."""
         import numpy as np
 
         # A kernel may touch only terms whose coefficient is zero; no kernel takes no time.

@@ -110,6 +110,12 @@ def main(args: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if "-v" in arguments or "--verbose" in arguments:
             raise
+        from autospace.files import disk_full
+
+        full = disk_full(error)
+        if full is not None:
+            click.echo(f"autospace: error: {full}", err=True)
+            sys.exit(full.exit_code)
         text = str(error).splitlines()[0] if str(error) else ""
         click.echo(
             f"autospace: unexpected {type(error).__name__}: {text} (a fault of autospace: run "

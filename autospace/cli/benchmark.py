@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autospace.cli.common import FILE, OUTPUT, Session, common_options
+from autospace.cli.common import FILE, OUTPUT, Session, common_options, shape_option
 
 if TYPE_CHECKING:
     from devices.measurement import Measurement
@@ -19,6 +19,7 @@ __all__ = ["command"]
 @click.argument("models", type=FILE, nargs=-1, required=True, metavar="MODEL.onnx...")
 @click.option("--device", type=FILE, required=True, metavar="CARD", help="The device card.")
 @click.option("--allow-mismatch", is_flag=True, help="Use a card of another runtime version.")
+@shape_option
 @click.option("--visits", type=click.IntRange(4, 1000), default=16, show_default=True)
 @click.option(
     "--latency", metavar="TIME", help="A limit: exit code 3 if a model's 95 % bound is above it."
@@ -39,6 +40,7 @@ def command(
     models: tuple[Path, ...],
     device: Path,
     allow_mismatch: bool,
+    shapes: tuple[str, ...],
     visits: int,
     latency: str | None,
     statistic: str,
@@ -55,16 +57,19 @@ def command(
     """
     from autospace import steps as step
     from autospace.files import check_writable
-    from autospace.quantities import parse_latency_ms
+    from autospace.quantities import parse_latency_ms, parse_shapes
     from devices.errors import BudgetError
 
     limit_ms = parse_latency_ms(latency) if latency is not None else None
+    sizes = parse_shapes(shapes)
     check_writable(output)
     opened = step.open_device(device, allow_mismatch=allow_mismatch)
     for warning in opened.warnings:
         session.note(f"warning: {warning}")
     with session.progress("measuring") as progress:
-        result = step.benchmark(models, opened, visits=visits, seed=session.seed, progress=progress)
+        result = step.benchmark(
+            models, opened, shapes=sizes, visits=visits, seed=session.seed, progress=progress
+        )
     result.save(output)
     session.say(f"on {result.device}; latency is that of the undisturbed device, in ms")
     session.table(

@@ -28,14 +28,15 @@ __all__ = [
     "data_options",
     "limit_options",
     "print_table",
+    "shape_option",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
+FILE = click.Path(readable=False, path_type=Path)
 """A file argument; the command's reader checks it and says what is wrong in one line."""
 
-OUTPUT = click.Path(path_type=Path)
+OUTPUT = click.Path(readable=False, path_type=Path)
 """An output path."""
 
 
@@ -215,6 +216,18 @@ def data_options(command: _Command) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def shape_option(command: _Command) -> _Command:
+    """Adds ``--shape``, given as often as there are inputs."""
+    return click.option(
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="NAME=AxBxC",
+        help="Size of an input with dynamic dimensions: input=1x3x224x224. For every model that "
+        "has the input; can be repeated.",
+    )(command)
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

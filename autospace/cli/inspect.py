@@ -196,8 +196,25 @@ def _show_card(session: Session, found: Mapping[str, Any]) -> None:
     validation = found["validation"]
     if validation is not None and "median_error" in validation:
         session.say(
-            f"predictor: median error {validation['median_error']:.1%}, "
-            f"{validation['within_10_percent']:.0%} within 10 %"
+            f"predictor, each network left out: median error {validation['median_error']:.1%}, "
+            f"{validation['within_10_percent']:.0%} within 10 %, interval "
+            f"±{validation['interval_half_width']:.1%} in the median"
+        )
+        session.say()
+        session.table(
+            ("family", "kernels", "share of time", "median error", "90th percentile"),
+            [
+                (
+                    family,
+                    row["kernels"],
+                    f"{row['share']:.1%}",
+                    f"{row['median_error']:.1%}",
+                    f"{row['p90_error']:.1%}",
+                )
+                for family, row in sorted(
+                    validation["by_family"].items(), key=lambda item: -item[1]["share"]
+                )
+            ],
         )
     session.say()
     slowest = sorted(found["table"], key=lambda row: -row["latency_ms"])[:_MANY_KERNELS]

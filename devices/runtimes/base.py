@@ -167,7 +167,7 @@ class CompiledModel(ABC):
         """Runs the model with the runtime's own profiler on.
 
         Args:
-            count: how many runs, after one that warms up and is dropped.
+            count: how many runs, after some that warm up and are dropped.
 
         Returns:
             Times of each node of the compiled graph by its name, in the order of execution.

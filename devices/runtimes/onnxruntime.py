@@ -9,6 +9,7 @@ from the runtime's own profiler (`enable_profiling`), whole milliseconds from a 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from devices.onnx_files import (
     one_line,
     parse_onnx,
     random_inputs,
+    to_bytes,
 )
 from devices.runtimes.base import (
     NOT_INSTALLED,
@@ -44,8 +46,23 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRuntime", "OnnxRuntimeModel"]
 
 _PROVIDERS = ("CPUExecutionProvider",)
+_PROFILE_WARM_UP = 3
+"""The second run lays out the memory that all later ones use: it took up to 2.4 times as long."""
 _FATAL_ONLY = 4
 _KERNEL_TIME = "_kernel_time"
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE = re.compile(r"^/\S+:\d+ .*?\) (?=[A-Z])")
+_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till opset (\d+)")
+_ADVICE = {
+    "model IR version": "save it again with an older onnx package",
+    "No Op registered": "replace that operation, or export with another opset",
+    "is not a registered function": "replace that operation",
+    "is not a graph input": "export it again",
+    "No opset import": "export it again",
+    "Protobuf serialization failed": "free some space for temporary files, or set TMPDIR",
+    "Type 'tensor(": "export it with float32",
+    "Invalid tensor data type": "export it again",
+}
 
 
 class OnnxRuntime(Runtime):
@@ -85,7 +102,7 @@ class OnnxRuntime(Runtime):
             options = _options(settings)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
             options.optimized_model_filepath = str(target)
-            session = _session(proto.SerializeToString(), options)
+            session = _session(to_bytes(proto), options)
             outputs = tuple(value.name for value in session.get_outputs())
             del session
             data = _with_unique_names(target.read_bytes())
@@ -144,7 +161,7 @@ class OnnxRuntimeModel(CompiledModel):
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = _session(self._compiled.data, options)
             with _refusals("model"):
-                for _ in range(count + 1):
+                for _ in range(_PROFILE_WARM_UP + count):
                     session.run(None, self._feed)
             events = json.loads(Path(session.end_profiling()).read_bytes())
         return _node_timings(events)
@@ -200,7 +217,21 @@ def _refusals(subject: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise InvalidInputError(f"{subject}: onnxruntime refused ({one_line(error)}).") from error
+        raise InvalidInputError(f"{subject}: onnxruntime refused ({_said(error)}).") from error
+
+
+def _said(error: BaseException) -> str:
+    """What the runtime says, without its prefix and place in its source, and what to do."""
+    words = " ".join(str(error).split())
+    text = _SOURCE.sub("", _PREFIX.sub("", words))
+    newer = _OPSET.search(text)
+    if newer is not None:
+        own, domain, known = newer.groups()
+        return f"opset {own} of {domain} is newer than its {known}; export with opset {known}"
+    for sign, advice in _ADVICE.items():
+        if sign in text:
+            return f"{one_line(ValueError(text)).rstrip('.')}; {advice}"
+    return one_line(ValueError(text) if text else error)
 
 
 def _with_unique_names(data: bytes) -> bytes:
@@ -210,7 +241,7 @@ def _with_unique_names(data: bytes) -> bytes:
 
 
 def _node_timings(events: list[dict[str, Any]]) -> dict[str, NodeTiming]:
-    """Times by node from a profile; the first run warms up and is dropped."""
+    """Times by node from a profile; the runs that warm up are dropped."""
     samples: dict[str, list[float]] = {}
     ops: dict[str, str] = {}
     for event in events:
@@ -220,4 +251,7 @@ def _node_timings(events: list[dict[str, Any]]) -> dict[str, NodeTiming]:
         node = name.removesuffix(_KERNEL_TIME)
         ops[node] = str(event["args"].get("op_name", ""))
         samples.setdefault(node, []).append(float(event["dur"]) / 1e3)
-    return {node: NodeTiming(ops[node], tuple(times[1:])) for node, times in samples.items()}
+    return {
+        node: NodeTiming(ops[node], tuple(times[_PROFILE_WARM_UP:]))
+        for node, times in samples.items()
+    }

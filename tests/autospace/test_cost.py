@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import blocks_for, cells
@@ -24,8 +24,9 @@ from autospace.graph import block_nodes
 from autospace.operations import KERNEL_READINGS, KernelReading
 from autospace.skeleton import SKELETONS
 from autospace.space import PLAIN_BLOCK, Architecture, SearchSpace
-from devices.errors import UsageError
-from latency import DeviceCard, Predictor
+from devices.errors import InvalidInputError, UsageError
+from latency import DeviceCard, ExpectedLatency, Predictor
+from latency.expected import ExpectedCost
 
 TINY = SKELETONS["tiny"]
 SPACE = SearchSpace(TINY, (REFERENCE_CELLS,) * 3)
@@ -59,7 +60,38 @@ def test_a_table_of_numbers() -> None:
     table = CostTable("madds", 10.0, ((1.0, 2.0), (5.0,), (3.0, 0.0, 4.0)))
     assert table.total((1, 0, 2)) == 21
     assert (table.smallest, table.largest) == (16, 21)
-    np.testing.assert_array_equal(table.padded(3), [[1, 2, 0], [5, 0, 0], [3, 0, 4]])
+
+
+def test_the_expectation_of_a_table_is_that_of_its_unit() -> None:
+    for metric, kind in (("madds", ExpectedCost), ("latency_ms", ExpectedLatency)):
+        table = CostTable(metric, 10.0, ((1.0, 2.0), (5.0,), (3.0, 0.0, 4.0)))  # type: ignore[arg-type]
+        expected = table.expected()
+        assert type(expected) is kind
+        assert expected.of((1, 0, 2)).item() == table.total((1, 0, 2))
+        assert expected.table.dtype == torch.float32
+        assert table.expected(torch.float64).table.dtype == torch.float64
+
+
+def test_a_table_recalibrated_by_a_falling_line_has_no_expectation() -> None:
+    table = CostTable("latency_ms", 10.0, ((1.0, 2.0),)).recalibrated(-1.0, 20.0)
+    with pytest.raises(InvalidInputError, match=r"entry -1\.0 of candidate 0 in layer 0"):
+        table.expected()
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_single_architectures_of_an_expectation_are_the_table_s_sums(data: st.DataObject) -> None:
+    rows = data.draw(
+        st.lists(st.lists(st.floats(0, 1e9), min_size=1, max_size=6), min_size=1, max_size=25)
+    )
+    table = CostTable("latency_ms", data.draw(st.floats(0, 1e9)), tuple(map(tuple, rows)))
+    choices = [
+        [data.draw(st.integers(0, len(row) - 1)) for row in rows]
+        for _ in range(data.draw(st.integers(1, 3)))
+    ]
+    found = table.expected().of(torch.tensor(choices))
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx([table.total(one) for one in choices], rel=1e-14)
 
 
 def test_layers_share_their_blocks() -> None:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from latency import DeviceCard, profile_device
-from latency.probes import GraphBuilder
+from latency.graph_builder import GraphBuilder
 
 
 def block_model(width: int = 32, side: int = 28, act: str = "relu6") -> onnx.ModelProto:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from devices.errors import AutospaceError, InvalidInputError, MismatchError
 from devices.runtimes import RuntimeSettings
-from latency import DeviceCard
+from latency import DeviceCard, Predictor, profile_device
 from latency.card import SCHEMA_VERSION
+from latency.measure import VisitPlan
 from latency.probes import ANCHORS
 
 
@@ -20,6 +21,13 @@ def copy_of(card: DeviceCard, folder: Path) -> Path:
     path = folder / "copy.card"
     path.write_bytes(card.path.read_bytes())
     return path
+
+
+def change(path: Path, statement: str, *values: object) -> None:
+    db = sqlite3.connect(path)
+    db.execute(statement, values)
+    db.commit()
+    db.close()
 
 
 def refuse(path: Path, match: str) -> None:
@@ -44,7 +52,7 @@ class TestContent:
         for network in real_card.networks:
             assert len(network.visits) == 4
             for item in network.visits:
-                assert len(item.visit.samples_ms) >= 5
+                assert len(item.visit.samples_ms) >= VisitPlan().slow_runs
                 assert item.kernel_ms.shape[0] == len(network.kernels)
                 assert item.kernel_ms.shape[1] >= 1 and (item.kernel_ms >= 0).all()
 
@@ -126,6 +134,133 @@ class TestUse:
         assert "threads" in line
 
 
+class TestFirst:
+    def test_it_is_what_was_visited_by_then(self, real_card: DeviceCard) -> None:
+        times = sorted(v.at_s for n in real_card.networks for v in n.visits)
+        for place in (5, len(times) // 2, len(times) - 1):
+            card = real_card.first(times[place] / 60 + 1e-9)
+            found = sorted(v.at_s for n in card.networks for v in n.visits)
+            assert found == times[: place + 1]
+            assert all(n.visits for n in card.networks)
+
+    def test_everything_and_nothing(self, real_card: DeviceCard) -> None:
+        whole = real_card.first(1e9)
+        assert [n.name for n in whole.networks] == [n.name for n in real_card.networks]
+        nothing = real_card.first(0)
+        assert nothing.networks == ()
+        with pytest.raises(InvalidInputError, match="nothing measured"):
+            Predictor.from_card(nothing)
+
+    def test_nothing_of_the_whole_is_taken_for_its_own(self, real_card: DeviceCard) -> None:
+        middle = max(v.at_s for n in real_card.networks for v in n.visits) / 120
+        card = real_card.first(middle)
+        assert card.fit is None and card.validation is None
+        assert card.fingerprint != real_card.fingerprint != real_card.first(middle / 2).fingerprint
+        assert card.summary()["visits"] < real_card.summary()["visits"]
+        predictor = Predictor.from_card(card)
+        assert predictor.validation["networks"] <= len(card.networks)
+
+
+class TestWithoutSamples:
+    def test_it_says_the_same(self, simulated_card: DeviceCard, real_card: DeviceCard) -> None:
+        for card in (simulated_card, real_card):
+            quick = DeviceCard.open(card.path, samples=False)
+            assert quick.fingerprint == card.fingerprint and quick.complete
+            assert quick.fit == card.fit is not None
+            for name in ("runtime", "settings", "environment", "arguments", "validation"):
+                assert getattr(quick, name) == getattr(card, name)
+            # Samples are read when they are asked for.
+            assert quick.summary() == card.summary()
+            assert [n.name for n in quick.networks] == [n.name for n in card.networks]
+
+    def test_samples_are_not_touched(self, simulated_card: DeviceCard, tmp_path: Path) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        change(path, "UPDATE visit SET sentinel_before_ms = sentinel_before_ms * 2 WHERE id = 1")
+        refuse(path, "checksum")
+        card = DeviceCard.open(path, samples=False)
+        assert card.fit == simulated_card.fit
+        with pytest.raises(InvalidInputError, match="checksum"):
+            _ = card.networks
+
+    def test_a_changed_description_is_refused(self, simulated_card, tmp_path: Path) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        for key, value in (
+            ("settings", {"threads": 4, "precision": "fp32", "batch": 1}),
+            ("validation", {"median_error": 0.0}),
+            ("runtime_version", "9"),
+            ("fingerprint", "0" * 64),
+        ):
+            change(path, "UPDATE meta SET value=? WHERE key=?", json.dumps(value), key)
+            for samples in (False, True):
+                with pytest.raises(InvalidInputError, match="damaged"):
+                    DeviceCard.open(path, samples=samples)
+
+    @pytest.mark.parametrize(
+        ("statement", "values"),
+        [
+            ("UPDATE derived SET data=? WHERE name='fit'", (b"nonsense",)),
+            ("UPDATE derived SET seal=? WHERE name='fit'", ("0" * 64,)),
+            ("DELETE FROM derived", ()),
+            ("DELETE FROM derived WHERE name='fit'", ()),
+            ("UPDATE derived SET name='fusion' || name", ()),
+        ],
+    )
+    def test_a_changed_fit_is_never_used(
+        self, simulated_card, network, tmp_path: Path, statement: str, values: tuple
+    ) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        change(path, statement, *values)
+        expected = Predictor.from_card(simulated_card).predict(network).latency_ms
+        for samples in (False, True):
+            card = DeviceCard.open(path, samples=samples)
+            assert card.fit is None and card.fingerprint == simulated_card.fingerprint
+            found = Predictor.from_card(card).predict(network).latency_ms
+            assert found == pytest.approx(expected, rel=1e-3)
+
+    def test_a_fit_of_another_card_is_never_used(
+        self, simulated_card: DeviceCard, real_card: DeviceCard, tmp_path: Path
+    ) -> None:
+        path = copy_of(real_card, tmp_path)
+        db = sqlite3.connect(simulated_card.path)
+        (row,) = db.execute("SELECT seal, data FROM derived WHERE name='fit'").fetchall()
+        db.close()
+        change(path, "UPDATE derived SET seal=?, data=? WHERE name='fit'", *row)
+        assert DeviceCard.open(path, samples=False).fit is None
+
+    def test_any_changed_byte_of_the_fit_is_noticed(self, simulated_card, tmp_path: Path) -> None:
+        path = tmp_path / "b.card"
+        data = simulated_card.path.read_bytes()
+        rng = random.Random(0)
+        kept = simulated_card.fit
+        assert kept is not None
+        for _ in range(40):
+            # Somewhere in the file: the fit is a good part of it.
+            place = rng.randrange(len(data) // 8, len(data))
+            path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
+            try:
+                card = DeviceCard.open(path, samples=False)
+            except InvalidInputError as error:
+                assert "\n" not in str(error)
+            else:
+                assert card.fit in (None, kept)
+
+    def test_another_card_in_its_place_is_noticed(
+        self, simulated_card: DeviceCard, real_card: DeviceCard, tmp_path: Path
+    ) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        card = DeviceCard.open(path, samples=False)
+        path.write_bytes(real_card.path.read_bytes())
+        with pytest.raises(InvalidInputError, match="changed since"):
+            _ = card.networks
+
+    def test_an_unfinished_card_is_read_whole(self, tmp_path: Path, monkeypatch) -> None:
+        path = tmp_path / "u.card"
+        monkeypatch.setattr("latency.profile._finish", lambda *_: None)
+        profile_device(path, runtime="simulated", rounds=1, probes=2)
+        card = DeviceCard.open(path, samples=False)
+        assert not card.complete and card.fit is None and len(card.networks) == 2 + len(ANCHORS)
+
+
 class TestDamage:
     def test_missing(self, tmp_path: Path) -> None:
         refuse(tmp_path / "none.card", "no such file")
@@ -194,9 +329,18 @@ class TestDamage:
         data = simulated_card.path.read_bytes()
         path = tmp_path / "t.card"
         path.write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(InvalidInputError) as caught:
-            DeviceCard.open(path)
-        assert "\n" not in str(caught.value)
+        try:
+            card = DeviceCard.open(path)
+        except InvalidInputError as error:
+            assert "\n" not in str(error)
+        else:  # nothing but the end of the fit was lost, which is then fitted anew
+            assert share > 0.99 and card.fingerprint == simulated_card.fingerprint
+            assert card.fit in (None, simulated_card.fit)
+
+    def test_an_older_format(self, simulated_card: DeviceCard, tmp_path: Path) -> None:
+        path = copy_of(simulated_card, tmp_path)
+        change(path, "PRAGMA user_version=1")
+        refuse(path, "format 1, this version reads")
 
     @settings(
         max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -1,6 +1,7 @@
 """Kernels read from compiled graphs, and their attribution to the original's nodes."""
 
 import json
+import math
 
 import numpy as np
 import onnx
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from devices.errors import InvalidInputError
 from devices.runtimes import RuntimeSettings, get_runtime
+from latency.graph_builder import GraphBuilder
 from latency.kernel import FAMILIES, Kernel, KernelGraph
-from latency.probes import GraphBuilder, build_probe, sample_probe
+from latency.layers import LayerSpec
+from latency.probes import ProbeSpec, build_probe, sample_probe
 
 sizes = st.integers(min_value=1, max_value=2000)
 shapes = st.lists(sizes, max_size=4).map(tuple)
@@ -58,10 +61,20 @@ def residual(act: str) -> onnx.ModelProto:
     return g.finish(g.conv("e", y, 16))
 
 
-def squeeze(hard: bool, channels: int) -> onnx.ModelProto:
+def squeeze(kind: str, channels: int) -> onnx.ModelProto:
     g = builder()
     x = g.activation("a/act", g.conv("a", "input", channels, 3), "relu")
-    return g.finish(g.conv("b", g.squeeze_excite("se", x, 6, hard), 16))
+    return g.finish(g.conv("b", g.squeeze_excite("se", x, 6, kind), 16))
+
+
+def tokens(variant: int, kind: str = "encoder", activation: str = "gelu") -> onnx.ModelProto:
+    layer = LayerSpec(kind, 64, expansion=2, heads=4, variant=variant, activation=activation)
+    return build_probe(ProbeSpec("tokens", 32, 3, (layer, layer), 10, patch=8, width=64))
+
+
+def grid(variant: int, kind: str = "window") -> onnx.ModelProto:
+    layer = LayerSpec(kind, 48, kernel=7, expansion=2, heads=3, variant=variant, activation="gelu")
+    return build_probe(ProbeSpec("grid", 16, 48, (layer,)))
 
 
 def pools(kind_mean: bool, channels: int) -> onnx.ModelProto:
@@ -81,9 +94,13 @@ MODELS = {
     **{f"chain {a}": chain(a) for a in ("relu", "relu6", "hardswish", "silu", "none")},
     **{f"odd chain {a}": chain(a, 20) for a in ("relu6", "hardswish", "silu")},
     **{f"residual {a}": residual(a) for a in ("relu", "relu6", "hardswish", "silu", "none")},
-    **{f"squeeze {h} {c}": squeeze(h, c) for h in (True, False) for c in (32, 20)},
+    **{f"squeeze {k} {c}": squeeze(k, c) for k in ("hard", "sigmoid", "silu") for c in (32, 20)},
     **{f"pool {m} {c}": pools(m, c) for m in (True, False) for c in (32, 20)},
     **{f"join {a}+{b}": joined(a, b) for a, b in ((16, 32), (12, 20))},
+    **{f"encoder {v}": tokens(v) for v in range(4)},
+    **{kind: tokens(0, kind) for kind in ("mlp", "mixer")},
+    **{f"window {v}": grid(v) for v in range(2)},
+    **{kind: grid(0, kind) for kind in ("merge", "filter")},
 }
 
 
@@ -172,6 +189,36 @@ class TestReading:
         graph = graph_of(model)
         assert {name for k in graph.kernels for name in k.nodes} == names
 
+    @pytest.mark.parametrize("name", list(MODELS))
+    def test_sources_are_the_kernels_that_make_the_inputs(self, name: str) -> None:
+        model = MODELS[name]
+        compiled = get_runtime("onnxruntime").compile(model.SerializeToString(), RuntimeSettings())
+        nodes = {n.name or n.output[0]: n for n in onnx.load_from_string(compiled.data).graph.node}
+        kernels = KernelGraph.from_compiled(model, compiled.data).kernels
+        for place, item in enumerate(kernels):
+            assert len(item.sources) == len(item.kernel.inputs)
+            for source, shape in zip(item.sources, item.kernel.inputs, strict=True):
+                assert -1 <= source < place  # the order of execution
+                if source >= 0:
+                    made = nodes[kernels[source].name]
+                    assert set(made.output) & set(nodes[item.name].input)
+                    assert shape in kernels[source].kernel.outputs
+        assert kernels[0].sources[0] == -1
+
+    def test_transformers_have_families_of_their_own(self) -> None:
+        kernels = [item.kernel for item in graph_of(tokens(0)).kernels]
+        families = {kernel.family for kernel in kernels}
+        assert families >= {"gemm", "matmul", "softmax", "transpose", "normalisation", "reshape"}
+        products = [kernel for kernel in kernels if kernel.family == "matmul"]
+        assert not any(kernel.weights for kernel in products)
+
+    @pytest.mark.parametrize("name", [n for n in MODELS if n.startswith(("encoder", "window"))])
+    def test_madds_of_matrix_products_are_the_original_s(self, name: str) -> None:
+        def madds(runtime: str) -> int:
+            return sum(k.kernel.madds for k in graph_of(MODELS[name], runtime).kernels)
+
+        assert madds("onnxruntime") == madds("simulated") > 0
+
     def test_garbage_is_refused(self, network) -> None:
         with pytest.raises(InvalidInputError, match="compiled graph"):
             KernelGraph.from_compiled(network, b"garbage")
@@ -191,8 +238,7 @@ class TestKernel:
     @given(kernels)
     def test_costs_are_never_negative(self, kernel: Kernel) -> None:
         assert kernel.bytes_in >= 0 and kernel.bytes_out >= 0 and kernel.bytes_weights >= 0
-        if kernel.family != "gemm":
-            assert kernel.flops >= 0
+        assert kernel.madds >= 0 and kernel.flops >= 0
 
     def test_costs_of_a_convolution(self) -> None:
         kernel = Kernel(
@@ -208,6 +254,17 @@ class TestKernel:
         assert kernel.flops == 2 * kernel.madds + 16 * 64
         assert kernel.bytes_in == 4 * 3 * 64 and kernel.bytes_out == 4 * 16 * 64
         assert kernel.bytes_weights == 4 * (16 * 27 + 16)
+
+    @given(st.lists(st.integers(1, 9), max_size=2), *[st.integers(1, 50)] * 3, st.booleans())
+    def test_costs_of_a_matrix_product(self, front, rows, inner, columns, turned) -> None:
+        right = (columns, inner) if turned else (inner, columns)
+        kernel = Kernel(
+            family="matmul",
+            op="FusedMatMul",
+            inputs=((*front, rows, inner), (*front, *right)),
+            outputs=((*front, rows, columns),),
+        )
+        assert kernel.madds == math.prod(front) * rows * inner * columns
 
     @pytest.mark.parametrize("wrong", [{}, {"family": "x"}, {"inputs": 3}, {"groups": "many"}])
     def test_broken_json_is_refused(self, wrong: dict) -> None:

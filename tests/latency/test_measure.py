@@ -1,13 +1,28 @@
 """Measuring networks, on the real runtime and on the simulated one."""
 
+from pathlib import Path
+
+import numpy as np
 import onnx
 import pytest
 
 from devices.errors import InvalidInputError, UnavailableError, UsageError
-from devices.runtimes import RuntimeSettings
+from devices.measurement import Visit
+from devices.runtimes import RuntimeSettings, get_runtime
+from devices.runtimes.base import NodeTiming
 from devices.runtimes.simulated import SimulatedRuntime
 from latency import measure_models
-from latency.measure import Visitor
+from latency.kernel import Kernel, KernelGraph, KernelNode
+from latency.measure import (
+    GraphStore,
+    Profiled,
+    Visitor,
+    VisitPlan,
+    by_position,
+    compile_named,
+    match_kernels,
+)
+from latency.probes import build_probe, sample_probe
 
 
 def test_real_measurements_are_complete(network: onnx.ModelProto, make_network) -> None:
@@ -79,3 +94,125 @@ def test_a_visit_times_kernels_only_when_asked(network: onnx.ModelProto) -> None
     with Visitor(runtime, settings) as visitor:
         assert not visitor.visit(compiled).kernels
         assert visitor.visit(compiled, kernels=True).kernels
+
+
+class TestVisits:
+    def visited(self, network: onnx.ModelProto, plan: VisitPlan) -> Profiled:
+        runtime, settings = SimulatedRuntime(), RuntimeSettings()
+        compiled = runtime.compile(network.SerializeToString(), settings)
+        with Visitor(runtime, settings, plan) as visitor:
+            return visitor.visit(compiled, kernels=True)
+
+    def test_slow_networks_are_run_less_often(self, network: onnx.ModelProto) -> None:
+        found = self.visited(network, VisitPlan(slow_ms=0.0, min_ms=0.0, slow_runs=3))
+        assert len(found.visit.samples_ms) == 3
+        assert {len(t.samples_ms) for t in found.kernels.values()} == {3}
+
+    def test_fast_networks_are_run_often(self, network: onnx.ModelProto) -> None:
+        plan = VisitPlan(slow_ms=1e9, min_ms=1e9, max_runs=17, profiled_runs=5)
+        found = self.visited(network, plan)
+        assert len(found.visit.samples_ms) == 17
+        assert {len(t.samples_ms) for t in found.kernels.values()} == {5}
+        short = self.visited(network, VisitPlan(min_ms=0.0, min_runs=6, slow_ms=1e9))
+        assert len(short.visit.samples_ms) == 6
+
+    def test_the_real_runtime_counts_alike(self, network: onnx.ModelProto) -> None:
+        runtime, settings = get_runtime("onnxruntime"), RuntimeSettings()
+        compiled = compile_named(runtime, "net", network, settings)
+        plan = VisitPlan(max_runs=8, profiled_runs=4, slow_ms=1e9)
+        with Visitor(runtime, settings, plan) as visitor:
+            found = visitor.visit(compiled, kernels=True)
+        assert 5 <= len(found.visit.samples_ms) <= 8
+        assert {len(t.samples_ms) for t in found.kernels.values()} == {4}
+        assert found.visit.sentinel_before_ms > 0 and found.visit.sentinel_after_ms > 0
+
+
+class TestGraphStore:
+    def test_what_is_put_is_got(self, network, make_network, tmp_path: Path) -> None:
+        runtime, store = SimulatedRuntime(), GraphStore(tmp_path)
+        graphs = {
+            name: runtime.compile(model.SerializeToString(), RuntimeSettings())
+            for name, model in (("a/b", network), ("c", make_network(16)))
+        }
+        for name, graph in graphs.items():
+            assert name not in store
+            store.put(name, graph)
+        assert {name: store.get(name) for name in graphs} == graphs
+
+    def test_dropping_frees_the_file_and_no_other(self, network, tmp_path: Path) -> None:
+        runtime, store = SimulatedRuntime(), GraphStore(tmp_path)
+        graph = runtime.compile(network.SerializeToString(), RuntimeSettings())
+        for name in ("a", "b"):
+            store.put(name, graph)
+        store.drop("a")
+        store.drop("a")
+        store.drop("never there")
+        assert "a" not in store and "b" in store and len(list(tmp_path.iterdir())) == 1
+        store.put("c", graph)  # takes no file of another's
+        assert store.get("b") == store.get("c") == graph
+        with pytest.raises(KeyError):
+            store.get("a")
+
+
+def node(name: str, size: int, nodes: tuple[str, ...]) -> KernelNode:
+    kernel = Kernel("activation", "Relu", ((1, size),), ((1, size),))
+    return KernelNode(kernel, name, nodes, (-1,))
+
+
+def keys(nodes: list[KernelNode]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(item.kernel.signature, item.nodes) for item in nodes]
+
+
+class TestMatching:
+    NODES = (node("a", 4, ("x",)), node("b", 8, ("y",)), node("c", 4, ("z",)), node("d", 4, ("x",)))
+
+    def test_the_same_order(self) -> None:
+        graph = KernelGraph(self.NODES)
+        found = match_kernels(graph, keys(list(self.NODES)), "net")
+        assert found == {"a": 0, "b": 1, "c": 2, "d": 3}
+
+    def test_another_order_goes_by_whom_a_kernel_serves(self) -> None:
+        stored = [self.NODES[i] for i in (2, 1, 0, 3)]
+        found = match_kernels(KernelGraph(self.NODES), keys(stored), "net")
+        assert found == {"a": 2, "b": 1, "c": 0, "d": 3}
+
+    def test_what_is_left_goes_by_the_kernel_alone(self) -> None:
+        stored = [self.NODES[1], node("?", 4, ("w",)), self.NODES[2], self.NODES[0]]
+        found = match_kernels(KernelGraph(self.NODES), keys(stored), "net")
+        assert found == {"b": 0, "c": 2, "a": 3, "d": 1}
+        assert sorted(found.values()) == [0, 1, 2, 3]
+
+    def test_other_kernels_are_refused(self) -> None:
+        stored = [*self.NODES[:3], node("e", 16, ("x",))]
+        with pytest.raises(UsageError, match=r"'net'.*other kernels") as caught:
+            match_kernels(KernelGraph(self.NODES), keys(stored), "net")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("seed", [0, 3, 11, 40])
+    def test_a_network_compiled_twice_is_matched(self, seed: int) -> None:
+        model = build_probe(sample_probe(np.random.default_rng([0, 2, seed])))
+        runtime, settings = get_runtime("onnxruntime"), RuntimeSettings()
+        first, second = (
+            KernelGraph.from_compiled(model, compile_named(runtime, "m", model, settings).data)
+            for _ in range(2)
+        )
+        found = match_kernels(second, keys(list(first.kernels)), "m")
+        assert sorted(found.values()) == list(range(len(first.kernels)))
+        for item in second.kernels:
+            assert first.kernels[found[item.name]].kernel == item.kernel
+
+    def test_times_lie_where_their_kernels_are_stored(self) -> None:
+        timings = {
+            "a": NodeTiming("Relu", (1.0, 2.0)),
+            "b": NodeTiming("Relu", (3.0, 4.0)),
+            "short": NodeTiming("Relu", (9.0,)),
+            "unknown": NodeTiming("Relu", (5.0, 6.0)),
+        }
+        profiled = Profiled(Visit((1.0,), 1.0, 1.0), timings)
+        found = by_position(profiled, {"a": 2, "b": 0, "short": 1})
+        assert found.dtype == np.float32
+        assert found.tolist() == [[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]
+
+    def test_without_times_there_is_a_row_for_each_kernel(self) -> None:
+        profiled = Profiled(Visit((1.0,), 1.0, 1.0), {})
+        assert by_position(profiled, {"a": 0, "b": 1}).shape == (2, 0)

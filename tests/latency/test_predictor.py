@@ -2,17 +2,31 @@
 
 import json
 import math
+import random
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_kernel import graph_of
 
 from devices.errors import InvalidInputError
-from devices.runtimes.simulated import RUN_MS
+from devices.runtimes.simulated import RUN_MS, SimulatedRuntime
 from latency import DeviceCard, Prediction, Predictor, measure_models, profile_device
-from latency.predictor import Calibration
-from latency.probes import GraphBuilder, build_anchor
+from latency.graph_builder import GraphBuilder
+from latency.kernel import KernelGraph, KernelNode
+from latency.layers import LayerSpec
+from latency.predictor import FIT_VERSION, Calibration
+from latency.probes import (
+    ProbeSpec,
+    build_anchor,
+    build_probe,
+    model_digest,
+    sample_probe,
+)
+from latency.table import KernelTable
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +37,22 @@ def simulated(simulated_card: DeviceCard) -> Predictor:
 @pytest.fixture(scope="module")
 def real(real_card: DeviceCard) -> Predictor:
     return Predictor.from_card(real_card)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> onnx.ModelProto:
+    layers = (
+        LayerSpec("encoder", 100, expansion=3, heads=5, activation="gelu"),
+        LayerSpec("mlp", 100, expansion=2, activation="gelu"),
+    )
+    return build_probe(ProbeSpec("tokens", 90, 3, layers, 7, patch=10, width=100))
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    path = tmp_path_factory.mktemp("noisy") / "n.card"
+    runtime = SimulatedRuntime(noise=0.1, seed=3)
+    return Predictor.from_card(profile_device(path, runtime=runtime, rounds=4, probes=40))
 
 
 def adds_up(found: Prediction) -> bool:
@@ -60,6 +90,187 @@ class TestSummation:
     def test_nodes_cover_the_network(self, real: Predictor, network) -> None:
         names = {name for k in real.predict(network).kernels for name in k.nodes}
         assert names == {node.name for node in network.graph.node}
+
+
+class TestHits:
+    def test_an_exact_hit_wins(self, real_card: DeviceCard, real: Predictor) -> None:
+        """A kernel that one network alone has takes what it took there, in that network."""
+        table = KernelTable.from_card(real_card)
+        checked = 0
+        for index, row in enumerate(table.networks):
+            network = real_card.networks[index]
+            nodes = tuple(
+                KernelNode(kernel, str(i), nodes, sources)
+                for i, (kernel, nodes, sources) in enumerate(
+                    zip(network.kernels, network.nodes, network.sources, strict=True)
+                )
+            )
+            found = real.predict_graph(KernelGraph(nodes)).kernels
+            assert [k.kernel for k in found] == list(network.kernels)
+            for place, prediction in enumerate(found):
+                if len(table.kernels[row.rows[place]].times_ms) > 1 or row.times_ms[place] <= 0:
+                    continue
+                assert prediction.source == "measured"
+                expected = real.calibration.kernel_ms(row.times_ms[place])
+                assert prediction.latency_ms == pytest.approx(expected, rel=2e-3)
+                checked += 1
+        assert checked > 50
+
+    def test_the_only_kernel_of_its_operation_was_measured_too(self, tmp_path: Path) -> None:
+        card = profile_device(
+            tmp_path / "a.card",
+            runtime="simulated",
+            rounds=4,
+            probes=2,
+            extra_models={"strange": exotic()},
+        )
+        found = Predictor.from_card(card).predict(exotic())
+        assert found.uncovered == () and found.coverage == 1.0
+        assert {k.source for k in found.kernels} == {"measured"}
+        truth = measure_models({"m": exotic()}, runtime="simulated", visits=1)["m"].latency_ms
+        assert found.latency_ms == pytest.approx(truth, rel=0.01)
+
+    def test_few_visits_are_no_hit(self, tmp_path: Path) -> None:
+        card = profile_device(tmp_path / "a.card", runtime="simulated", rounds=1, probes=20)
+        network = card.networks[-1]
+        model = build_probe(sample_probe(np.random.default_rng([0, 2, 19])))
+        assert network.digest == model_digest(model)
+        found = Predictor.from_card(card).predict(model)
+        assert "regressed" in {k.source for k in found.kernels}
+
+
+class TestTransformers:
+    def test_their_operations_are_regressed(self, simulated: Predictor, encoder) -> None:
+        found = simulated.predict(encoder)
+        by_family = {k.kernel.family: k.source for k in found.kernels}
+        wanted = {"gemm", "matmul", "softmax", "normalisation", "transpose", "activation"}
+        assert wanted <= set(by_family)
+        assert found.coverage == 1.0 and found.uncovered == ()
+        # Reshapes of other sizes may have been measured as they are.
+        assert {by_family[name] for name in wanted} == {"regressed"}
+
+    def test_they_come_out_right(self, simulated: Predictor, encoder) -> None:
+        truth = measure_models({"m": encoder}, runtime="simulated", visits=1)["m"].latency_ms
+        assert simulated.predict(encoder).latency_ms == pytest.approx(truth, rel=0.15)
+
+
+class TestIntervals:
+    def test_they_hold_as_many_as_they_promise(self, noisy: Predictor) -> None:
+        """Unseen networks, each measured in one noisy visit, as those of the card were in few."""
+        specs = [sample_probe(np.random.default_rng([9, i])) for i in range(40)]
+        models = {str(i): build_probe(spec, seed=None) for i, spec in enumerate(specs)}
+        truth = measure_models(models, runtime=SimulatedRuntime(noise=0.1, seed=4), visits=4)
+        held = []
+        for name, model in models.items():
+            found = noisy.predict(model)
+            if found.coverage == 1.0:
+                held.append(found.low_ms <= truth[name].latency_ms <= found.high_ms)
+        assert len(held) >= 30
+        assert 0.75 <= sum(held) / len(held)
+
+    def test_they_are_no_wider_than_they_need_be(self, noisy: Predictor, network) -> None:
+        found = noisy.predict(network)
+        assert 1.01 < found.high_ms / found.low_ms < 1.6
+        assert 0.005 < noisy.validation["interval_half_width"] < 0.25
+        assert not any("networks in the card" in line for line in found.warnings)
+
+    def test_validation_covers_the_families(self, noisy: Predictor) -> None:
+        families = noisy.validation["by_family"]
+        assert sum(f["share"] for f in families.values()) == pytest.approx(1.0)
+        assert {"conv_dense", "conv_pointwise", "gemm"} <= set(families)
+        for found in families.values():
+            assert 0 <= found["median_error"] <= found["p90_error"] and found["kernels"] > 0
+
+
+class TestKept:
+    @pytest.mark.parametrize("name", ["simulated_card", "real_card"])
+    def test_round_trip(self, name: str, request, make_network) -> None:
+        card = request.getfixturevalue(name)
+        fitted = Predictor.fit(card)
+        again = Predictor.from_bytes(card, fitted.to_bytes())
+        assert again is not None and again.validation == fitted.validation
+        assert again.calibration == fitted.calibration and again.intervals == fitted.intervals
+        for model in (make_network(), make_network(24, 56, "silu"), make_network(256, 224)):
+            # One graph for both: the runtime orders equal kernels differently each time.
+            graph = graph_of(model, card.runtime)
+            one, other = fitted.predict_graph(graph), again.predict_graph(graph)
+            for part in ("latency_ms", "low_ms", "high_ms", "fixed_ms", "coverage"):
+                assert getattr(other, part) == pytest.approx(getattr(one, part), rel=1e-3)
+            for a, b in zip(one.kernels, other.kernels, strict=True):
+                assert b.latency_ms == pytest.approx(a.latency_ms, rel=2e-3)
+                assert (a.kernel, a.source, a.nodes) == (b.kernel, b.source, b.nodes)
+
+    def test_a_finished_card_keeps_its_fit(self, simulated_card: DeviceCard, monkeypatch) -> None:
+        monkeypatch.setattr(Predictor, "fit", None)
+        predictor = Predictor.from_card(simulated_card)
+        assert predictor.validation == simulated_card.validation
+
+    def test_without_samples_it_says_the_same(
+        self, simulated_card: DeviceCard, simulated: Predictor, network, monkeypatch
+    ) -> None:
+        quick = DeviceCard.open(simulated_card.path, samples=False)
+        monkeypatch.setattr(DeviceCard, "networks", None)  # not one sample is looked at
+        assert Predictor.from_card(quick).predict(network) == simulated.predict(network)
+
+    def test_another_version_is_fitted_anew(self, simulated_card, network, monkeypatch) -> None:
+        expected = Predictor.from_card(simulated_card).predict(network)
+        monkeypatch.setattr("latency.predictor.FIT_VERSION", FIT_VERSION + 1)
+        assert Predictor.from_bytes(simulated_card, simulated_card.fit) is None
+        fitted = []
+        fit = Predictor.fit.__func__
+
+        def counting(cls, card: DeviceCard) -> Predictor:
+            fitted.append(card)
+            return fit(cls, card)
+
+        monkeypatch.setattr(Predictor, "fit", classmethod(counting))
+        found = Predictor.from_card(simulated_card).predict(network)
+        assert fitted == [simulated_card]
+        assert found.latency_ms == pytest.approx(expected.latency_ms, rel=1e-3)
+
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(seed=st.integers(0, 2**32), count=st.integers(1, 60), head=st.booleans())
+    def test_damage_is_refused_in_one_line(self, simulated_card, seed, count, head) -> None:
+        rng = random.Random(seed)
+        data = bytearray(simulated_card.fit or b"")
+        header = 8 + int.from_bytes(data[:8], "little")
+        start = rng.randrange(header if head else len(data))
+        for place in range(start, min(start + count, len(data))):
+            data[place] = rng.randrange(256)
+        try:
+            Predictor.from_bytes(simulated_card, bytes(data))
+        except InvalidInputError as error:
+            assert "\n" not in str(error) and str(simulated_card.path) in str(error)
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"x", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"{}" * 9]
+    )
+    def test_what_is_no_fit_is_refused(self, simulated_card: DeviceCard, data: bytes) -> None:
+        with pytest.raises(InvalidInputError, match="its fit is unreadable"):
+            Predictor.from_bytes(simulated_card, data)
+
+    @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+    def test_truncation_is_refused(self, simulated_card: DeviceCard, share: float) -> None:
+        data = simulated_card.fit or b""
+        with pytest.raises(InvalidInputError, match="its fit is unreadable"):
+            Predictor.from_bytes(simulated_card, data[: int(len(data) * share)])
+
+    @pytest.mark.parametrize("part", ["families", "calibration", "intervals", "roofline", "ops"])
+    @pytest.mark.parametrize("value", [None, 3, [], {}, "x"])
+    def test_wrong_parts_are_refused(self, simulated_card: DeviceCard, part: str, value) -> None:
+        data = simulated_card.fit or b""
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        about = json.loads(header["__metadata__"]["fit"])
+        if part == "ops" and value == {}:  # a fit to nothing
+            return
+        header["__metadata__"]["fit"] = json.dumps({**about, part: value})
+        text = json.dumps(header).encode()
+        changed = len(text).to_bytes(8, "little") + text + data[8 + length :]
+        with pytest.raises(InvalidInputError, match="its fit is unreadable"):
+            Predictor.from_bytes(simulated_card, changed)
 
 
 class TestSimulatedTruth:
@@ -125,8 +336,7 @@ class TestHonesty:
 
     def test_fitting_twice_gives_the_same(self, real: Predictor, make_network) -> None:
         model = make_network(40, 56)
-        again = Predictor.from_card(real.card)
-        first, second = again.predict(model), Predictor.from_card(real.card).predict(model)
+        first, second = (Predictor.fit(real.card).predict(model) for _ in range(2))
         assert (first.low_ms, first.high_ms) == (second.low_ms, second.high_ms)
         assert first.latency_ms == pytest.approx(second.latency_ms, rel=1e-12)
 

@@ -1,68 +1,244 @@
-"""Probe networks: valid, seeded, and within bounds."""
+"""Probe networks: valid, seeded, within the bounds of their class, and of everything."""
+
+import json
+import math
+from collections import Counter
+from functools import cache
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from devices.errors import InvalidInputError
+from latency.graph_builder import GraphBuilder
+from latency.layers import _ODDS, ACTIVATIONS, LAYOUTS, LayerSpec
 from latency.probes import (
-    LayerSpec,
+    _SIZES,
+    ANCHORS,
     ProbeSpec,
+    build_anchor,
     build_probe,
     build_sentinel,
     model_digest,
     sample_probe,
 )
 
+COUNT = 200
 
-def specs(count: int, seed: int = 0) -> list[ProbeSpec]:
-    rng = np.random.default_rng(seed)
-    return [sample_probe(rng) for _ in range(count)]
-
-
-@pytest.mark.parametrize("spec", specs(12), ids=str)
-def test_probes_are_valid_onnx(spec: ProbeSpec) -> None:
-    onnx.checker.check_model(build_probe(spec), full_check=True)
-
-
-def test_probes_keep_their_bounds() -> None:
-    for spec in specs(60):
-        assert 4 <= len(spec.layers) <= 12 and 7 <= spec.side <= 224
-
-
-def test_probes_have_everything() -> None:
-    kinds = {layer.kind for spec in specs(60) for layer in spec.layers}
-    assert kinds >= {"dense", "depthwise", "grouped", "pointwise", "inverted", "pool", "concat"}
-    assert any(layer.squeeze for spec in specs(60) for layer in spec.layers)
-    assert {spec.classes > 0 for spec in specs(60)} == {True, False}
-
-
-def test_same_seed_same_probes() -> None:
-    assert specs(5, 3) == specs(5, 3) != specs(5, 4)
-    spec = specs(1)[0]
-    assert build_probe(spec).SerializeToString() == build_probe(spec).SerializeToString()
-
-
-def test_batch_is_the_first_dimension() -> None:
-    model = build_probe(specs(1)[0], batch=3)
-    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+layers = st.builds(
+    LayerSpec,
+    kind=st.text(min_size=1, max_size=8),
+    channels=st.integers(1, 4096),
+    kernel=st.integers(1, 9),
+    stride=st.integers(1, 2),
+    groups=st.integers(1, 64),
+    dilation=st.integers(1, 3),
+    expansion=st.integers(0, 6),
+    activation=st.sampled_from(ACTIVATIONS),
+    squeeze=st.integers(0, 64),
+    heads=st.integers(1, 12),
+    variant=st.integers(0, 10**6),
+)
+anything = st.builds(
+    ProbeSpec,
+    layout=st.sampled_from(LAYOUTS),
+    side=st.integers(1, 400),
+    channels=st.integers(1, 2048),
+    layers=st.lists(layers, max_size=12).map(tuple),
+    classes=st.integers(0, 1000),
+    hidden=st.integers(0, 4096),
+    reduce_mean=st.booleans(),
+    patch=st.integers(0, 32),
+    width=st.integers(0, 768),
+)
+values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers())
 
 
-def test_specification_round_trip() -> None:
-    for spec in specs(5):
-        assert ProbeSpec.from_json(spec.to_json()) == spec
-    with pytest.raises(InvalidInputError):
-        ProbeSpec.from_json({"side": 3})
+@cache
+def specs(count: int = COUNT, seed: int = 0) -> tuple[ProbeSpec, ...]:
+    return tuple(sample_probe(np.random.default_rng([seed, 2, i])) for i in range(count))
 
 
-def test_digest_ignores_weights_but_not_structure() -> None:
-    spec = ProbeSpec(14, 16, (LayerSpec("dense", 16), LayerSpec("pointwise", 32)), 0)
-    other = ProbeSpec(14, 16, (LayerSpec("dense", 16), LayerSpec("pointwise", 33)), 0)
-    assert model_digest(build_probe(spec, seed=1)) == model_digest(build_probe(spec, seed=2))
-    assert model_digest(build_probe(spec)) != model_digest(build_probe(other))
+@cache
+def bare(index: int) -> onnx.ModelProto:
+    return build_probe(specs()[index], seed=None)
 
 
-def test_the_sentinel_never_changes() -> None:
-    onnx.checker.check_model(build_sentinel(), full_check=True)
-    # Series in old cards are comparable only as long as the network stays the same.
-    assert model_digest(build_sentinel())[:16] == "c7526f3d5cbce532"
+def sizes(model: onnx.ModelProto) -> tuple[int, int]:
+    """Multiply-adds and weights of a model, read from the model itself."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    shapes = {
+        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    madds = 0
+    for node in model.graph.node:
+        out = math.prod(shapes[node.output[0]])
+        if node.op_type == "Conv":
+            madds += out * math.prod(weights[node.input[1]][1:])
+        elif node.op_type in ("Gemm", "MatMul"):
+            madds += out * shapes[node.input[0]][-1]
+    return madds, sum(map(math.prod, weights.values()))
+
+
+class TestSampling:
+    def test_every_probe_is_valid_onnx(self) -> None:
+        for index in range(COUNT):
+            model = bare(index)
+            assert all(min(t.dims, default=1) >= 1 for t in model.graph.initializer)
+            onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        for index in range(0, COUNT, 20):
+            onnx.checker.check_model(build_probe(specs()[index]), full_check=True)
+
+    @pytest.mark.parametrize("index", range(0, COUNT, 8))
+    def test_probes_run(self, index: int) -> None:
+        spec = specs()[index]
+        session = onnxruntime.InferenceSession(build_probe(spec).SerializeToString())
+        (given_,) = session.get_inputs()
+        x = np.random.default_rng(0).standard_normal(given_.shape, dtype=np.float32)
+        (found,) = session.run(None, {"input": x})
+        assert found.shape[0] == 1 and found.size and np.isfinite(found).all()
+        if spec.classes:
+            assert found.shape == (1, spec.classes)
+
+    def test_probes_keep_the_bounds_of_their_class(self) -> None:
+        madds = max(size.madds for size in _SIZES)
+        weights = max(size.weights + size.ballast for size in _SIZES)
+        for index, spec in enumerate(specs()):
+            assert 1 <= len(spec.layers) <= 12 and 3 <= spec.side <= 400
+            found = sizes(bare(index))
+            # A head comes on top of what its class allows the layers.
+            assert found[0] <= madds * 1.1 and found[1] <= weights * 1.4
+
+    def test_probes_are_light_and_heavy(self) -> None:
+        found = [sizes(bare(i)) for i in range(COUNT)]
+        light, heavy = min(size.madds for size in _SIZES), max(size.madds for size in _SIZES)
+        assert sum(madds <= light * 1.2 for madds, _ in found) >= 0.35 * COUNT
+        assert 0 < sum(madds > heavy / 3 for madds, _ in found) <= 0.12 * COUNT
+        # Weights that no core's own cache holds, and such as any does.
+        assert sum(4 * weights > 4_000_000 for _, weights in found) >= 0.2 * COUNT
+        assert sum(4 * weights < 1_000_000 for _, weights in found) >= 0.1 * COUNT
+        assert sum(size.share for size in _SIZES) == pytest.approx(1.0)
+
+    def test_everything_occurs(self) -> None:
+        found = Counter(spec.layout for spec in specs())
+        assert set(found) == set(LAYOUTS) and found["image"] > COUNT * 0.75
+        kinds = Counter((spec.layout, x.kind) for spec in specs(500, 1) for x in spec.layers)
+        assert set(kinds) == {(layout, kind) for layout in LAYOUTS for kind in _ODDS[layout]}
+        assert {x.activation for spec in specs() for x in spec.layers} == set(ACTIVATIONS)
+        for name in ("classes", "hidden", "reduce_mean", "patch"):
+            assert {bool(getattr(spec, name)) for spec in specs()} == {True, False}, name
+        assert any(x.squeeze for spec in specs() for x in spec.layers)
+        images = sum(spec.channels == 3 for spec in specs())
+        assert 0.35 * COUNT < images < 0.65 * COUNT
+
+    def test_operations_of_transformers_occur(self) -> None:
+        ops = {node.op_type for index in range(COUNT) for node in bare(index).graph.node}
+        assert ops >= {
+            "Conv", "Gemm", "MatMul", "Softmax", "LayerNormalization", "Erf", "Transpose",
+            "Reshape", "Slice", "Concat", "Split", "Pad", "BatchNormalization", "ReduceMean",
+        }  # fmt: skip
+
+    def test_the_seed_decides_everything(self) -> None:
+        again = tuple(sample_probe(np.random.default_rng([0, 2, i])) for i in range(20))
+        assert again == specs()[:20] != specs(20, 3)
+
+
+class TestBuilding:
+    @pytest.mark.parametrize("index", range(0, COUNT, 25))
+    def test_building_is_deterministic(self, index: int) -> None:
+        spec = specs()[index]
+        assert build_probe(spec).SerializeToString() == build_probe(spec).SerializeToString()
+
+    def test_the_seed_of_the_weights_changes_no_structure(self) -> None:
+        for index in range(0, COUNT, 10):
+            spec = specs()[index]
+            found = {model_digest(build_probe(spec, seed=seed)) for seed in (0, 1)}
+            assert found == {model_digest(bare(index))}
+
+    def test_batch_is_the_first_dimension(self) -> None:
+        for layout in LAYOUTS:
+            spec = next(s for s in specs() if s.layout == layout and s.classes)
+            model = build_probe(spec, batch=3, seed=None)
+            assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+            assert model.graph.output[0].type.tensor_type.shape.dim[0].dim_value == 3
+            onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+    def test_a_batch_runs(self) -> None:
+        for layout in LAYOUTS:
+            spec = next(s for s in specs() if s.layout == layout and s.classes and s.side < 200)
+            session = onnxruntime.InferenceSession(build_probe(spec, batch=2).SerializeToString())
+            x = np.zeros(session.get_inputs()[0].shape, np.float32)
+            assert session.run(None, {"input": x})[0].shape == (2, spec.classes)
+
+
+class TestSpecification:
+    def test_sampled_ones_survive_json(self) -> None:
+        for spec in specs():
+            assert ProbeSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+    @given(anything)
+    def test_any_survives_json(self, spec: ProbeSpec) -> None:
+        assert ProbeSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+    @given(st.dictionaries(st.text(max_size=8), values, max_size=6))
+    def test_garbage_is_refused_in_one_line(self, data: dict) -> None:
+        with pytest.raises(InvalidInputError, match="not readable") as caught:
+            ProbeSpec.from_json(data)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"layout": "cube"},
+            {"layers": 3},
+            {"layers": [{"kind": "dense"}]},
+            {"layers": [{"kind": "dense", "channels": 8, "colour": 1}]},
+            {"colour": "red"},
+            {"layers": ["dense"]},
+        ],
+    )
+    def test_wrong_fields_are_refused(self, change: dict) -> None:
+        with pytest.raises(InvalidInputError, match="not readable"):
+            ProbeSpec.from_json({**specs()[0].to_json(), **change})
+
+    def test_old_specifications_are_refused(self) -> None:
+        with pytest.raises(InvalidInputError, match="not readable"):
+            ProbeSpec.from_json({"side": 14, "channels": 16, "layers": [], "classes": 0})
+
+
+class TestDigest:
+    def test_it_ignores_weights_but_not_structure(self) -> None:
+        def model(channels: int, seed: int = 0, classes: int = 0) -> onnx.ModelProto:
+            both = (LayerSpec("dense", 16), LayerSpec("pointwise", channels))
+            return build_probe(ProbeSpec("image", 14, 16, both, classes), seed=seed)
+
+        assert model_digest(model(32, 1)) == model_digest(model(32, 2))
+        found = [model_digest(m) for m in (model(32), model(33), model(32, classes=4))]
+        assert len(set(found)) == 3
+
+    def test_shapes_in_constants_count(self) -> None:
+        def model(rows: int) -> onnx.ModelProto:
+            builder = GraphBuilder((1, 24), None)
+            y = builder.reshape("r", "input", (1, rows, 24 // rows))
+            return builder.finish(builder.reshape("s", y, (1, 24)))
+
+        assert model_digest(model(4)) != model_digest(model(6))
+
+
+class TestSentinelAndAnchors:
+    def test_the_sentinel_never_changes(self) -> None:
+        onnx.checker.check_model(build_sentinel(), full_check=True)
+        # Series in old cards are comparable only as long as the network stays the same.
+        assert model_digest(build_sentinel())[:16] == "4b7f1ac02b92e916"
+
+    @pytest.mark.parametrize("kernels", ANCHORS)
+    def test_anchors_are_chains(self, kernels: int) -> None:
+        model = build_anchor(kernels, batch=2)
+        onnx.checker.check_model(model, full_check=True)
+        assert [n.op_type for n in model.graph.node] == (["Relu", "Sigmoid"] * kernels)[:kernels]
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2

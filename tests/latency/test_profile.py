@@ -34,8 +34,15 @@ def rows(path: Path) -> list[tuple]:
         db.close()
 
 
-def start_child(path: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stderr=subprocess.PIPE)
+def start_child(path: Path, code: str = CHILD) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def whole_card(tmp_path_factory: pytest.TempPathFactory) -> DeviceCard:
+    """What the simulated child below makes when nobody kills it."""
+    path = tmp_path_factory.mktemp("whole") / "w.card"
+    return profile_device(path, runtime="simulated", rounds=12, probes=10)
 
 
 def wait_for_visits(path: Path, count: int, child: subprocess.Popen) -> None:
@@ -186,7 +193,32 @@ class TestArguments:
             profile_device(tmp_path / "a.card", rounds=1, probes=1, extra_models={"bad": broken})
 
 
+SIMULATED_CHILD = """
+import sys
+from latency import profile_device
+profile_device(sys.argv[1], runtime="simulated", rounds=12, probes=10)
+"""
+
+
 class TestKilled:
+    @pytest.mark.parametrize("visits", [1, 20, 60])
+    def test_killed_in_the_middle_the_content_is_the_same(
+        self, tmp_path: Path, whole_card: DeviceCard, visits: int
+    ) -> None:
+        path = tmp_path / "k.card"
+        child = start_child(path, SIMULATED_CHILD)
+        wait_for_visits(path, visits, child)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stderr.close()
+        before = DeviceCard.open(path)
+        assert not before.complete and before.fit is None
+        assert rows(path) == rows(whole_card.path)[: len(rows(path))]
+        card = profile_device(path, runtime="simulated", rounds=12, probes=10)
+        assert card.complete and card.fingerprint == whole_card.fingerprint
+        assert card.fit == whole_card.fit
+        assert sorted(os.listdir(tmp_path)) == ["k.card"]
+
     def test_killed_and_continued(self, tmp_path: Path) -> None:
         path = tmp_path / "k.card"
         child = start_child(path)

@@ -4,6 +4,7 @@ import pytest
 
 from devices.runtimes.simulated import RUN_MS
 from latency import DeviceCard
+from latency.context import contexts
 from latency.table import KernelTable
 
 
@@ -28,3 +29,26 @@ def test_leaving_a_network_out(real_card: DeviceCard) -> None:
         if len(set(row.networks)) == 1:
             assert row.time_ms(without=row.networks[0]) is None
         assert row.time_ms() is not None
+
+
+def test_surroundings_are_the_network_s(real_card: DeviceCard) -> None:
+    table = KernelTable.from_card(real_card)
+    for row, network in zip(table.networks, real_card.networks, strict=True):
+        assert row.contexts == contexts(network.kernels, network.sources)
+        assert len(row.contexts) == len(row.rows) == len(row.times_ms)
+        assert row.visits == len(network.visits) and row.kind == network.kind
+
+
+def test_equal_kernels_are_one_object(simulated_card: DeviceCard) -> None:
+    """Fits rely on it to work out the features of each kernel once."""
+    table = KernelTable.from_card(simulated_card)
+    signatures = [row.kernel.signature for row in table.kernels]
+    assert len(set(signatures)) == len(signatures)
+
+
+def test_a_shorter_card_has_a_shorter_table(real_card: DeviceCard) -> None:
+    middle = max(v.at_s for n in real_card.networks for v in n.visits) / 120
+    table = KernelTable.from_card(real_card.first(middle))
+    whole = KernelTable.from_card(real_card)
+    assert 0 < len(table.networks) <= len(whole.networks)
+    assert sum(n.visits for n in table.networks) < sum(n.visits for n in whole.networks)

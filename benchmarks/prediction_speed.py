@@ -1,0 +1,88 @@
+"""How many networks a second the predictor answers, on one core, once it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy import Truth
+from benchmarks.expected_latency import measure, mobile_table
+from benchmarks.networks import Network
+from devices.onnx_files import fix_shapes, parse_onnx, read_onnx, to_bytes
+from devices.runtimes import get_runtime
+from latency.card import DeviceCard
+from latency.kernel import KernelGraph
+from latency.predictor import Predictor
+
+__all__ = ["expected_latency_speed", "prediction_speed"]
+
+_BATCH = 16_384
+_ROUNDS = 40
+
+
+def prediction_speed(
+    predictor: Predictor, truths: Sequence[Truth], networks: Sequence[Network], count: int = 30
+) -> dict[str, Any]:
+    """Times predictions of one group of networks, each network once.
+
+    Args:
+        predictor: to be timed.
+        truths: the group.
+        networks: with the files of the same networks.
+        count: how many of them are also read from ONNX, evenly spread.
+
+    Returns:
+        Networks a second, as a JSON object: `from_kernels` with the kernels read already,
+        `from_onnx` from the bytes of the model and of its compiled graph; what the latter takes for
+        a slow network; its mean parts in milliseconds (reading the model's bytes, matching the
+        compiled graph to it, predicting); and the number of nodes of the median network.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    settings = predictor.card.settings
+    engine = get_runtime(predictor.card.runtime)
+    files = [n for n in networks if n.name in {t.name for t in truths} and n.path.is_file()]
+    places = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    with threadpool_limits(1):
+        predictor.predict_graph(truths[0].graph)
+        started = perf_counter()
+        for truth in truths:
+            predictor.predict_graph(truth.graph)
+        from_kernels = len(truths) / (perf_counter() - started)
+        times_s: list[tuple[float, float, float]] = []
+        nodes = []
+        for place in dict.fromkeys(places.tolist()):
+            model = fix_shapes(read_onnx(files[place].path), settings.batch)
+            nodes.append(len(model.graph.node))
+            data = to_bytes(model)
+            compiled = engine.compile(data, settings).data
+            started = perf_counter()
+            original = parse_onnx(data)
+            parsed = perf_counter()
+            graph = KernelGraph.from_compiled(original, compiled)
+            matched = perf_counter()
+            predictor.predict_graph(graph)
+            ended = perf_counter()
+            times_s.append((parsed - started, matched - parsed, ended - matched))
+    parse_ms, match_ms, predict_ms = (1e3 * np.mean(times_s, axis=0)).tolist()
+    return {
+        "networks": len(times_s),
+        "nodes_median": float(np.median(nodes)),
+        "from_kernels_per_s": from_kernels,
+        "from_onnx_per_s": float(1 / np.sum(times_s, axis=1).mean()),
+        "from_onnx_ms_p90": float(np.quantile(np.sum(times_s, axis=1), 0.9)) * 1e3,
+        "parse_ms": parse_ms,
+        "match_ms": match_ms,
+        "predict_ms": predict_ms,
+    }
+
+
+def expected_latency_speed(card: DeviceCard) -> dict[str, Any]:
+    """`benchmarks.expected_latency` on the mobile skeleton's table by a card."""
+    import torch
+
+    torch.set_num_threads(1)
+    return measure("mobile skeleton", mobile_table(card), _BATCH, _ROUNDS).to_json()

@@ -1,0 +1,322 @@
+"""Gaussian process regression with a relevance for each feature, sparse so that it scales.
+
+A Matérn 3/2 kernel, whose length in each feature (automatic relevance determination), amplitude and
+noise maximise the marginal likelihood of a random subset (Rasmussen and Williams, *Gaussian
+Processes for Machine Learning*, 2006, equations 5.8 and 5.9); the prior mean is zero, which here
+means the roofline. All samples then enter through inducing points (the deterministic training
+conditional of Quiñonero-Candela and Rasmussen, JMLR 2005), chosen one after the other where the
+variance that is left is largest. That makes the fit a linear regression on the inducing points, so
+that what it would have said without some of its samples S has a closed form:
+
+    e₋ₛ = (I - Φₛ A⁻¹ Φₛᵀ Dₛ⁻¹)⁻¹ eₛ,    A = K(U, U) + Φᵀ D⁻¹ Φ,    Φ = K(X, U),
+
+with the diagonal D of noises and the residuals e of the whole fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+__all__ = ["GaussianProcess"]
+
+_TUNING_SAMPLES = 300
+"""Samples on which lengths are found: the cost grows with their cube."""
+_TUNING_STEPS = 30
+_INDUCING = 600
+_POOL = 6
+"""Times as many samples as inducing points are looked at when these are chosen."""
+_PRIOR_LOG_WEIGHT = -3.0
+_PRIOR_DEVIATION = 3.0
+_JITTER = 1e-6
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """A fitted process.
+
+    Attributes:
+        center: of each feature, shape `(features,)`.
+        weights: inverse length of each feature, shape `(features,)`; 0 for those that never varied.
+        amplitude: prior variance.
+        noise: variance of a sample of ordinary doubt.
+        inducing: inducing points, scaled, shape `(inducing, features)`.
+        factor: Cholesky factor of A, lower, shape `(inducing, inducing)`.
+        target: A⁻¹ Φᵀ D⁻¹ y, shape `(inducing,)`.
+        low: smallest sample.
+        high: largest sample.
+    """
+
+    center: Array
+    weights: Array
+    amplitude: float
+    noise: float
+    inducing: Array
+    factor: Array
+    target: Array
+    low: float
+    high: float
+
+    @classmethod
+    def fit(
+        cls, points: Array, values: Array, doubt: Array, effort: float = 1.0, seed: int = 0
+    ) -> Self:
+        """Fits to samples.
+
+        Args:
+            points: features, shape `(samples, features)`; at least two samples.
+            values: shape `(samples,)`.
+            doubt: variance of each sample's noise relative to the others, same shape.
+            effort: 1 for the full number of tuning samples and inducing points; less is faster.
+            seed: of the choice of tuning samples.
+        """
+        import numpy as np
+
+        rng = np.random.default_rng(seed)
+        center = points.mean(axis=0)
+        spread = points.std(axis=0)
+        varies = spread > 1e-9
+        scaled = (points[:, varies] - center[varies]) / spread[varies]
+        few = rng.permutation(len(values))[: max(20, int(_TUNING_SAMPLES * effort))]
+        lengths, amplitude, noise = _tuned(scaled[few], values[few], doubt[few])
+        weights = np.zeros(points.shape[1])
+        weights[varies] = lengths / spread[varies]
+        placed = (points - center) * weights
+        inducing = _spread_out(placed, amplitude, max(20, int(_INDUCING * effort)), rng)
+        cross = _matern(placed, inducing, amplitude)
+        precise = cross / (noise * doubt + _JITTER)[:, None]
+        inner = _matern(inducing, inducing, amplitude)
+        inner[np.diag_indices_from(inner)] += _JITTER * amplitude
+        factor: Array = np.asarray(np.linalg.cholesky(inner + precise.T @ cross), np.float64)
+        target = _solve(factor, precise.T @ values)
+        return cls(
+            center, weights, amplitude, noise, inducing, factor, target,
+            float(values.min()), float(values.max()),
+        )  # fmt: skip
+
+    def mean(self, points: Array) -> Array:
+        """The means of `predict` alone, which cost much less; shape `(points,)`."""
+        import numpy as np
+
+        return np.clip(self._cross(points) @ self.target, self.low, self.high)
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Mean and variance at points.
+
+        Args:
+            points: shape `(points, features)`.
+
+        Returns:
+            The means, kept within the range of the samples, and the variances of the function, the
+            noise of a sample left out; both of shape `(points,)`.
+        """
+        import numpy as np
+        from scipy.linalg import solve_triangular
+
+        cross = self._cross(points)
+        mean = np.clip(cross @ self.target, self.low, self.high)
+        prior = solve_triangular(self._prior_factor, cross.T, lower=True, check_finite=False)
+        known = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
+        variance = self.amplitude - (prior**2).sum(axis=0) + (known**2).sum(axis=0)
+        return mean, np.maximum(variance, 0.0)
+
+    def without(
+        self,
+        points: Array,
+        values: Array,
+        doubt: Array,
+        groups: npt.NDArray[np.intp] | None = None,
+    ) -> tuple[Array, Array]:
+        """As `predict` at samples of the fit, as if these samples had not been there.
+
+        Args:
+            points: of the samples, shape `(samples, features)`.
+            values: theirs, shape `(samples,)`.
+            doubt: as in `fit`.
+            groups: of each sample, same shape: only samples of the same group are left out with
+                it; all of them by default.
+        """
+        import numpy as np
+        from scipy.linalg import solve_triangular
+
+        cross = self._cross(points)
+        means = cross @ self.target
+        known = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
+        prior = solve_triangular(self._prior_factor, cross.T, lower=True, check_finite=False)
+        variance = self.amplitude - (prior**2).sum(axis=0)
+        precision = 1.0 / (self.noise * doubt + _JITTER)
+        if groups is None:
+            groups = np.zeros(len(values), dtype=np.intp)
+        order = np.argsort(groups, kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+            own = known[:, members]
+            hat = own.T @ own
+            left = np.eye(len(members)) - hat * precision[members]
+            right = np.column_stack([values[members] - means[members], hat])
+            solved = np.linalg.solve(left, right)
+            means[members] = values[members] - solved[:, 0]
+            # A⁻¹ without the samples, by Woodbury's identity.
+            variance[members] += np.diag(solved[:, 1:])
+        return np.clip(means, self.low, self.high), np.maximum(variance, 0.0)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What the process is made of, as arrays."""
+        import numpy as np
+
+        numbers = [self.amplitude, self.noise, self.low, self.high]
+        return {
+            "center": self.center,
+            "weights": self.weights,
+            "inducing": self.inducing,
+            "factor": self.factor[np.tril_indices(len(self.factor))],
+            "target": self.target,
+            "numbers": np.array(numbers),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """The process from what `to_arrays` gave.
+
+        Raises:
+            KeyError: an array is missing.
+            ValueError: an array has another shape, or holds what is no number.
+        """
+        import numpy as np
+
+        with np.errstate(invalid="ignore"):
+            found = {name: np.asarray(arrays[name], np.float64) for name in _ARRAYS}
+        if not all(np.isfinite(array).all() for array in found.values()):
+            raise ValueError("arrays of a Gaussian process are not finite")
+        count, features = len(found["target"]), len(found["center"])
+        shapes = {"center": (features,), "weights": (features,), "inducing": (count, features)}
+        if any(found[name].shape != shape for name, shape in shapes.items()):
+            raise ValueError("arrays of a Gaussian process do not fit each other")
+        factor = np.zeros((count, count))
+        factor[np.tril_indices(count)] = found.pop("factor")
+        amplitude, noise, low, high = (float(x) for x in found.pop("numbers"))
+        return cls(**found, factor=factor, amplitude=amplitude, noise=noise, low=low, high=high)
+
+    @cached_property
+    def _prior_factor(self) -> Array:
+        """Cholesky factor of K(U, U)."""
+        import numpy as np
+
+        inner = _matern(self.inducing, self.inducing, self.amplitude)
+        inner[np.diag_indices_from(inner)] += _JITTER * self.amplitude
+        return np.asarray(np.linalg.cholesky(inner))
+
+    def _cross(self, points: Array) -> Array:
+        return _matern((points - self.center) * self.weights, self.inducing, self.amplitude)
+
+
+_ARRAYS = ("center", "weights", "inducing", "factor", "target", "numbers")
+
+
+def _matern(a: Array, b: Array, amplitude: float) -> Array:
+    """Matérn 3/2 kernel; shapes `(n, f)` and `(m, f)` in, `(n, m)` out."""
+    squared = a @ (-2 * b.T)
+    squared += (a**2).sum(1)[:, None]
+    squared += (b**2).sum(1)[None]
+    return _decayed(squared, amplitude)
+
+
+def _decayed(squared: Array, amplitude: float) -> Array:
+    """The Matérn 3/2 kernel of squared distances, which are overwritten."""
+    import numpy as np
+
+    distance = np.sqrt(np.maximum(squared, 1e-12, out=squared), out=squared)
+    decay = np.exp(-distance)
+    distance += 1
+    distance *= decay
+    distance *= amplitude
+    return distance
+
+
+def _solve(factor: Array, right: Array) -> Array:
+    from scipy.linalg import cho_solve
+
+    return cho_solve((factor, True), right, check_finite=False)
+
+
+def _spread_out(points: Array, amplitude: float, count: int, rng: np.random.Generator) -> Array:
+    """Points of which each next one is where the others say least: a pivoted Cholesky factor."""
+    import numpy as np
+
+    if len(points) <= count:
+        return np.unique(points, axis=0)
+    pool = points[rng.permutation(len(points))[: count * _POOL]]
+    norms = (pool**2).sum(axis=1)
+    left = np.full(len(pool), amplitude)
+    # Single precision: which points are chosen matters, the factor itself is thrown away.
+    rows = np.zeros((count, len(pool)), dtype=np.float32)
+    chosen: list[int] = []
+    for step in range(count):
+        place = int(left.argmax())
+        if left[place] < _JITTER * amplitude:
+            break
+        chosen.append(place)
+        row = _decayed(norms[place] + norms - 2 * (pool @ pool[place]), amplitude)
+        row -= rows[:step, place] @ rows[:step]
+        rows[step] = row / np.sqrt(left[place])
+        left = np.maximum(left - rows[step] ** 2, 0.0)
+        left[place] = 0.0
+    return np.asarray(pool[chosen])
+
+
+def _tuned(points: Array, values: Array, doubt: Array) -> tuple[Array, float, float]:
+    """Weights, amplitude and noise that maximise the marginal likelihood of the samples."""
+    import numpy as np
+    from scipy.linalg import cho_solve
+    from scipy.linalg.lapack import dpotrf, dpotri
+    from scipy.optimize import minimize
+
+    samples, count = points.shape
+    # Everything is symmetric, so that the pairs below the diagonal are enough; reading their gaps
+    # is what takes the time, and single precision is enough for them.
+    rows, columns = np.tril_indices(samples, -1)
+    gaps = np.ascontiguousarray((points[rows] - points[columns]).T ** 2, dtype=np.float32)
+    variance = max(float((values**2).mean()), 1e-4)
+    diagonal = np.diag_indices(samples)
+    kernel = np.zeros((samples, samples))
+
+    def objective(logs: Array) -> tuple[float, Array]:
+        squares, amplitude, noise = np.exp(logs[:count]), np.exp(logs[-2]), np.exp(logs[-1])
+        distance = np.sqrt((squares.astype(np.float32) @ gaps).astype(np.float64) + 1e-12)
+        decay = np.exp(-distance)
+        shape = (1 + distance) * decay
+        kernel[rows, columns] = amplitude * shape
+        kernel[diagonal] = amplitude + noise * doubt + _JITTER
+        factor, failed = dpotrf(kernel, lower=True)
+        if failed:
+            return 1e10, np.zeros_like(logs)
+        weights = cho_solve((factor, True), values, check_finite=False)
+        likelihood = 0.5 * values @ weights + np.log(factor[diagonal]).sum()
+        inverse, _ = dpotri(factor, lower=True)
+        slope = inverse[rows, columns] - weights[rows] * weights[columns]
+        own = inverse[diagonal] - weights**2
+        gradient = np.concatenate(
+            [
+                -0.5 * amplitude * squares * (gaps @ (slope * decay).astype(np.float32)),
+                [amplitude * (slope @ shape + 0.5 * own.sum())],
+                [0.5 * noise * (own @ doubt)],
+            ]
+        )
+        away = (logs[:count] - _PRIOR_LOG_WEIGHT) / _PRIOR_DEVIATION
+        gradient[:count] += away / _PRIOR_DEVIATION
+        return float(likelihood + 0.5 * (away**2).sum()), gradient
+
+    start = [*([np.log(0.15)] * count), np.log(variance), np.log(variance * 0.05)]
+    bounds: Sequence[tuple[float, float]] = [*([(-9.0, 4.0)] * count), (-8.0, 3.0), (-9.0, 1.0)]
+    found = minimize(
+        objective, start, jac=True, method="L-BFGS-B", bounds=bounds,
+        options={"maxiter": _TUNING_STEPS},
+    ).x  # fmt: skip
+    return np.exp(found[:count] / 2), float(np.exp(found[-2])), float(np.exp(found[-1]))

@@ -1,0 +1,428 @@
+"""Writes ONNX graphs node by node, in the ways in which exporters write the usual layers.
+
+Probe networks are built with it straight as ONNX: exporting as many through torch would take longer
+than measuring them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+__all__ = ["IR_VERSION", "OPSET", "GraphBuilder"]
+
+OPSET = 17
+"""ONNX operator set of everything built here."""
+IR_VERSION = 8
+"""ONNX file version of everything built here, old enough for any runtime in use."""
+
+
+class GraphBuilder:
+    """Writes an ONNX graph layer by layer, keeping track of shapes and of its size.
+
+    Args:
+        input_shape: of the one input, batch first.
+        rng: draws the weights; None leaves their values out, which makes a graph that tells shapes
+            and sizes but cannot be run.
+
+    Attributes:
+        shapes: of every tensor, by name.
+        madds: multiply-adds of convolutions and matrix products so far.
+        weights: numbers in all weights so far.
+        peak: numbers in the largest tensor so far.
+    """
+
+    def __init__(self, input_shape: Sequence[int], rng: np.random.Generator | None) -> None:
+        self._input_shape = list(input_shape)
+        self._rng = rng
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: list[onnx.TensorProto] = []
+        self._named: set[str] = set()
+        self.shapes: dict[str, tuple[int, ...]] = {"input": tuple(input_shape)}
+        self.madds = 0
+        self.weights = 0
+        self.peak = math.prod(input_shape)
+
+    # -- convolutions and matrix products
+
+    def conv(
+        self,
+        name: str,
+        x: str,
+        channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        *,
+        window: tuple[int, int] | None = None,
+        padded: bool = True,
+        bias: bool = True,
+    ) -> str:
+        """A convolution, padded so that stride 1 keeps the size.
+
+        Args:
+            name: of the layer.
+            x: the feature map.
+            channels: at the output.
+            kernel: side of a square window.
+            stride: of both directions.
+            groups: of channels.
+            dilation: of the window.
+            window: height and width of a window that is not square.
+            padded: whether there is a border of zeros at all.
+            bias: whether a bias is added.
+        """
+        batch, channels_in, *sides = self.shapes[x]
+        window = window or (kernel, kernel)
+        shape = (channels, channels_in // groups, *window)
+        inputs = [x, self._random(f"{name}.weight", shape, math.prod(shape[1:]))]
+        if bias:
+            inputs.append(self._random(f"{name}.bias", (channels,), 100))
+        pads = [dilation * (side - 1) // 2 if padded else 0 for side in window]
+        out = [
+            (side + 2 * pad - dilation * (reach - 1) - 1) // stride + 1
+            for side, pad, reach in zip(sides, pads, window, strict=True)
+        ]
+        self.madds += batch * math.prod(shape) * math.prod(out)
+        return self.node(
+            "Conv",
+            name,
+            inputs,
+            (batch, channels, *out),
+            kernel_shape=list(window),
+            strides=[stride, stride],
+            pads=pads * 2,
+            dilations=[dilation, dilation],
+            group=groups,
+        )
+
+    def gemm(self, name: str, x: str, width: int) -> str:
+        """A linear layer of a matrix `(rows, features)`."""
+        rows, features = self.shapes[x]
+        weight = self._random(f"{name}.weight", (width, features), features)
+        bias = self._random(f"{name}.bias", (width,), 100)
+        self.madds += rows * features * width
+        return self.node("Gemm", name, [x, weight, bias], (rows, width), transB=1)
+
+    def linear(self, name: str, x: str, width: int) -> str:
+        """A linear layer over the last axis of any tensor: a matrix product and an addition."""
+        *front, features = self.shapes[x]
+        weight = self._random(f"{name}.weight", (features, width), features)
+        self.madds += math.prod(front) * features * width
+        y = self.node("MatMul", f"{name}/product", [x, weight], (*front, width))
+        bias = self._random(f"{name}.bias", (width,), 100)
+        return self.node("Add", f"{name}/bias", [bias, y], (*front, width))
+
+    def matmul(self, name: str, x: str, y: str) -> str:
+        """Product of two batches of matrices."""
+        *front, inner = self.shapes[x]
+        columns = self.shapes[y][-1]
+        self.madds += math.prod(front) * inner * columns
+        return self.node("MatMul", name, [x, y], (*front, columns))
+
+    # -- activations and normalisations
+
+    def activation(self, name: str, x: str, kind: str) -> str:
+        """An activation, written as exporters write it.
+
+        Args:
+            name: of the layer.
+            x: any tensor.
+            kind: "relu", "relu6", "hardswish", "hardswish_parts" (as older exporters write it),
+                "silu", "gelu", "sigmoid", "leaky", "tanh" or "none".
+        """
+        shape = self.shapes[x]
+        if kind in _PLAIN_ACTIVATIONS:
+            return self.node(_PLAIN_ACTIVATIONS[kind], name, [x], shape)
+        if kind == "relu6":
+            return self.node("Clip", name, [x, self.constant(0.0), self.constant(6.0)], shape)
+        if kind == "hardswish_parts":
+            y = self.node("HardSigmoid", f"{name}/gate", [x], shape, alpha=1 / 6, beta=0.5)
+            return self.node("Mul", name, [x, y], shape)
+        if kind == "silu":
+            gate = self.node("Sigmoid", f"{name}/gate", [x], shape)
+            return self.node("Mul", name, [x, gate], shape)
+        if kind == "gelu":
+            y = self.node("Div", f"{name}/scale", [x, self.constant(math.sqrt(2.0))], shape)
+            y = self.node("Erf", f"{name}/erf", [y], shape)
+            y = self.node("Add", f"{name}/shift", [y, self.constant(1.0)], shape)
+            y = self.node("Mul", f"{name}/gate", [x, y], shape)
+            return self.node("Mul", name, [y, self.constant(0.5)], shape)
+        return x
+
+    def norm(self, name: str, x: str) -> str:
+        """Batch norm with fixed statistics."""
+        channels = self.shapes[x][1]
+        names = [
+            self._random(f"{name}.{part}", (channels,), 1) for part in ("scale", "bias", "mean")
+        ]
+        variance = self._ones(f"{name}.variance", channels)
+        return self.node("BatchNormalization", name, [x, *names, variance], self.shapes[x])
+
+    def layer_norm(self, name: str, x: str) -> str:
+        """Normalisation over the last axis."""
+        width = self.shapes[x][-1]
+        names = [self._random(f"{name}.{part}", (width,), 1) for part in ("scale", "bias")]
+        return self.node("LayerNormalization", name, [x, *names], self.shapes[x], axis=-1)
+
+    def softmax(self, name: str, x: str) -> str:
+        """Softmax over the last axis."""
+        return self.node("Softmax", name, [x], self.shapes[x], axis=-1)
+
+    def layer_scale(self, name: str, x: str, shape: Sequence[int]) -> str:
+        """Product with learned factors, as many as `shape` has numbers."""
+        return self.node("Mul", name, [x, self._random(f"{name}.factor", shape, 1)], self.shapes[x])
+
+    def offset(self, name: str, x: str, shape: Sequence[int]) -> str:
+        """Sum with learned numbers: position embeddings, attention biases."""
+        return self.node("Add", name, [x, self._random(f"{name}.bias", shape, 1)], self.shapes[x])
+
+    def mask(self, name: str, x: str, shape: Sequence[int]) -> str:
+        """Sum with a mask that is -100 for a quarter of its rows and columns, else 0."""
+        import numpy as np
+        import onnx
+
+        values = np.zeros(shape, dtype=np.float32)
+        values[..., : max(1, shape[-2] // 4), shape[-1] // 4 :] = -100.0
+        if len(shape) > 4:
+            values[:, : shape[1] // 2] = 0.0  # windows away from the edges
+        self._weights.append(onnx.numpy_helper.from_array(values, f"{name}.values"))
+        return self.node("Add", name, [x, f"{name}.values"], self.shapes[x])
+
+    # -- pooling and attention over channels
+
+    def squeeze_excite(self, name: str, x: str, squeezed: int, kind: str = "sigmoid") -> str:
+        """Channel attention: pooled, through two 1×1 convolutions, multiplied on.
+
+        Args:
+            name: of the layer.
+            x: the feature map.
+            squeezed: channels in the middle.
+            kind: "sigmoid", "hard" (a hard sigmoid), or "silu" (inside, as some networks have it).
+        """
+        channels = self.shapes[x][1]
+        y = self.global_pool(f"{name}/pool", x)
+        y = self.conv(f"{name}/reduce", y, squeezed)
+        y = self.activation(f"{name}/act", y, "silu" if kind == "silu" else "relu")
+        y = self.conv(f"{name}/expand", y, channels)
+        gate = "HardSigmoid" if kind == "hard" else "Sigmoid"
+        y = self.node(gate, f"{name}/gate", [y], self.shapes[y])
+        return self.node("Mul", f"{name}/scale", [x, y], self.shapes[x])
+
+    def global_pool(self, name: str, x: str) -> str:
+        """Mean over height and width."""
+        return self.node("GlobalAveragePool", name, [x], (*self.shapes[x][:2], 1, 1))
+
+    def pool(
+        self, name: str, x: str, kernel: int, stride: int, mean: bool, padded: bool = True
+    ) -> str:
+        """Maximum or mean over a window."""
+        batch, channels, *sides = self.shapes[x]
+        pad = kernel // 2 if padded else 0
+        sides = [(side + 2 * pad - kernel) // stride + 1 for side in sides]
+        return self.node(
+            "AveragePool" if mean else "MaxPool",
+            name,
+            [x],
+            (batch, channels, *sides),
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            pads=[pad] * 4,
+        )
+
+    def head(self, name: str, x: str, classes: int, reduce_mean: bool = False) -> str:
+        """Mean over height and width, and a linear layer."""
+        batch, channels = self.shapes[x][:2]
+        if reduce_mean:
+            shape = (batch, channels)
+            y = self.node("ReduceMean", f"{name}/mean", [x], shape, axes=[2, 3], keepdims=0)
+        else:
+            y = self.flatten(f"{name}/flatten", self.global_pool(f"{name}/pool", x))
+        return self.gemm(f"{name}/linear", y, classes)
+
+    # -- moving data
+
+    def add(self, name: str, x: str, y: str) -> str:
+        """Sum of two tensors of one shape."""
+        return self.node("Add", name, [x, y], self.shapes[x])
+
+    def multiply(self, name: str, x: str, y: str) -> str:
+        """Product of two tensors of one shape."""
+        return self.node("Mul", name, [x, y], self.shapes[x])
+
+    def concat(self, name: str, parts: Sequence[str], axis: int = 1) -> str:
+        """Tensors behind each other."""
+        shape = list(self.shapes[parts[0]])
+        shape[axis] = sum(self.shapes[part][axis] for part in parts)
+        return self.node("Concat", name, list(parts), shape, axis=axis)
+
+    def flatten(self, name: str, x: str) -> str:
+        """All axes but the first as one."""
+        batch, *rest = self.shapes[x]
+        return self.node("Flatten", name, [x], (batch, math.prod(rest)), axis=1)
+
+    def reshape(self, name: str, x: str, shape: Sequence[int]) -> str:
+        """The same numbers in another shape."""
+        return self.node("Reshape", name, [x, self._integers(f"{name}.shape", shape)], shape)
+
+    def transpose(self, name: str, x: str, perm: Sequence[int]) -> str:
+        """Axes in another order."""
+        shape = tuple(self.shapes[x][axis] for axis in perm)
+        return self.node("Transpose", name, [x], shape, perm=list(perm))
+
+    def squeeze(self, name: str, x: str, axis: int = 0) -> str:
+        """Drops an axis of length 1."""
+        shape = [size for place, size in enumerate(self.shapes[x]) if place != axis]
+        return self.node("Squeeze", name, [x, self._integers(f"{name}.axes", (axis,))], shape)
+
+    def unsqueeze(self, name: str, x: str, axis: int = 0) -> str:
+        """Adds an axis of length 1."""
+        shape = list(self.shapes[x])
+        shape.insert(axis, 1)
+        return self.node("Unsqueeze", name, [x, self._integers(f"{name}.axes", (axis,))], shape)
+
+    def prefix(self, name: str, x: str) -> str:
+        """One learned token in front of the others."""
+        batch, tokens, width = self.shapes[x]
+        token = self._random(f"{name}.token", (batch, 1, width), 1)
+        return self.node("Concat", name, [token, x], (batch, tokens + 1, width), axis=1)
+
+    def take(self, name: str, x: str, index: int, axis: int = 0) -> str:
+        """One entry of an axis, which is dropped."""
+        shape = [size for place, size in enumerate(self.shapes[x]) if place != axis]
+        place = self._integer(f"{name}.index", index)
+        return self.node("Gather", name, [x, place], shape, axis=axis)
+
+    def cut(self, name: str, x: str, axis: int, start: int, end: int, step: int = 1) -> str:
+        """A range of an axis."""
+        shape = list(self.shapes[x])
+        shape[axis] = -(-(end - start) // step)
+        bounds = [
+            self._integers(f"{name}.{part}", (value,))
+            for part, value in (("start", start), ("end", end), ("axis", axis), ("step", step))
+        ]
+        return self.node("Slice", name, [x, *bounds], shape)
+
+    def pad(self, name: str, x: str, before: Sequence[int], after: Sequence[int]) -> str:
+        """A border of zeros."""
+        sizes = zip(before, self.shapes[x], after, strict=True)
+        pads = self._integers(f"{name}.pads", (*before, *after))
+        return self.node("Pad", name, [x, pads], [sum(size) for size in sizes], mode="constant")
+
+    def split(self, name: str, x: str, parts: int = 2, axis: int = 1) -> list[str]:
+        """Equal parts of an axis."""
+        import onnx
+
+        shape = list(self.shapes[x])
+        shape[axis] //= parts
+        outputs = [f"{name}_out{i}" for i in range(parts)]
+        sizes = self._integers(f"{name}.sizes", (shape[axis],) * parts)
+        self._nodes.append(
+            onnx.helper.make_node("Split", [x, sizes], outputs, name=f"{name}/Split", axis=axis)
+        )
+        self.shapes.update(dict.fromkeys(outputs, tuple(shape)))
+        return outputs
+
+    def interleave(self, name: str, x: str, groups: int = 2) -> str:
+        """Channels of the groups in turns: a channel shuffle."""
+        batch, channels, height, width = shape = self.shapes[x]
+        grouped = (batch, groups, channels // groups, height, width)
+        y = self.reshape(f"{name}/group", x, grouped)
+        y = self.transpose(f"{name}/swap", y, (0, 2, 1, 3, 4))
+        return self.reshape(f"{name}/flat", y, shape)
+
+    # -- the graph itself
+
+    def node(
+        self, op: str, name: str, inputs: list[str], shape: Sequence[int], **options: Any
+    ) -> str:
+        """Any operation with one output of a known shape; returns the output's name."""
+        import onnx
+
+        output = f"{name}_out"
+        self._nodes.append(
+            onnx.helper.make_node(op, inputs, [output], name=f"{name}/{op}", **options)
+        )
+        self.shapes[output] = tuple(shape)
+        self.peak = max(self.peak, math.prod(shape))
+        return output
+
+    def finish(self, output: str) -> onnx.ModelProto:
+        """The model whose output is the given tensor."""
+        import onnx
+
+        kind = onnx.TensorProto.FLOAT
+        graph = onnx.helper.make_graph(
+            self._nodes,
+            "probe",
+            [onnx.helper.make_tensor_value_info("input", kind, self._input_shape)],
+            [onnx.helper.make_tensor_value_info(output, kind, list(self.shapes[output]))],
+            self._weights,
+        )
+        opset = onnx.helper.make_opsetid("", OPSET)
+        return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+
+    def constant(self, value: float) -> str:
+        """A scalar; equal ones are one tensor."""
+        import numpy as np
+        import onnx
+
+        name = f"constant {value:.9g}"
+        if name not in self._named:
+            self._named.add(name)
+            self._weights.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+        return name
+
+    def _random(self, name: str, shape: Sequence[int], fan_in: int) -> str:
+        import numpy as np
+        import onnx
+
+        size = math.prod(shape)
+        self.weights += size
+        if self._rng is None:
+            bare = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=shape)
+            self._weights.append(bare)
+            return name
+        # Repeated blocks are as good for timing, and drawing millions of numbers takes longer than
+        # a visit.
+        block = self._rng.standard_normal(min(size, 65_536), dtype=np.float32)
+        values = np.resize(block / np.float32(math.sqrt(max(fan_in, 1))), shape)
+        self._weights.append(onnx.numpy_helper.from_array(values, name))
+        return name
+
+    def _ones(self, name: str, size: int) -> str:
+        import numpy as np
+        import onnx
+
+        self._weights.append(onnx.numpy_helper.from_array(np.ones(size, dtype=np.float32), name))
+        return name
+
+    def _integers(self, name: str, values: Sequence[int]) -> str:
+        import numpy as np
+        import onnx
+
+        array = np.array(values, dtype=np.int64)
+        self._weights.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def _integer(self, name: str, value: int) -> str:
+        import numpy as np
+        import onnx
+
+        self._weights.append(onnx.numpy_helper.from_array(np.array(value, dtype=np.int64), name))
+        return name
+
+
+_PLAIN_ACTIVATIONS = {
+    "relu": "Relu",
+    "hardswish": "HardSwish",
+    "sigmoid": "Sigmoid",
+    "leaky": "LeakyRelu",
+    "tanh": "Tanh",
+}
