@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.accuracy import Answer, Truth
+from benchmarks.truth import new_card
 from devices.errors import InvalidInputError
-from devices.host import read_environment
 from devices.runtimes import get_runtime
 from devices.runtimes.base import RuntimeSettings
 from latency.card import CardVisit, CardWriter, DeviceCard
@@ -80,7 +79,7 @@ def measure_isolated(
         seed: of the order of visits.
     """
     engine = get_runtime(runtime)
-    status = engine.require(settings)
+    engine.require(settings)
     if path.exists():
         card = DeviceCard.open(path)
         if card.complete:
@@ -88,19 +87,7 @@ def measure_isolated(
         names = card.arguments["networks"]
         writer = CardWriter(path)
     else:
-        writer = CardWriter.create(
-            path,
-            {
-                "runtime": engine.name,
-                "runtime_version": status.version,
-                "settings": settings.to_json(),
-                "arguments": {"networks": list(names)},
-                "environment": read_environment().to_json(),
-                "simulated": engine.simulated,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "complete": False,
-            },
-        )
+        writer = new_card(path, engine, settings, names)
     kernels = _distinct([t for t in truths if t.name in set(names)])
     with ExitStack() as stack:
         stack.enter_context(writer)

@@ -23,13 +23,21 @@ from devices.host import read_environment
 from devices.measurement import Measurement
 from devices.onnx_files import fix_shapes, read_onnx
 from devices.runtimes import get_runtime
-from devices.runtimes.base import RuntimeSettings
+from devices.runtimes.base import Runtime, RuntimeSettings
 from latency.card import CardVisit, CardWriter, DeviceCard
 from latency.kernel import KernelGraph
 from latency.measure import GraphStore, Visitor, by_position, compile_named, match_kernels
 from latency.probes import model_digest
 
-__all__ = ["AGREEMENT", "MAX_MS", "MAX_VISITS", "MIN_VISITS", "is_stable", "measure_truth"]
+__all__ = [
+    "AGREEMENT",
+    "MAX_MS",
+    "MAX_VISITS",
+    "MIN_VISITS",
+    "is_stable",
+    "measure_truth",
+    "new_card",
+]
 
 AGREEMENT = 0.02
 MIN_VISITS = 8
@@ -45,6 +53,25 @@ def is_stable(measurement: Measurement) -> bool:
     """Whether two halves of the visits agree well enough to judge a prediction by them."""
     found = measurement.repeatability
     return found is not None and found <= AGREEMENT
+
+
+def new_card(
+    path: Path, runtime: Runtime, settings: RuntimeSettings, networks: Sequence[str]
+) -> CardWriter:
+    """An empty card for networks that are measured here and now; these are its arguments."""
+    return CardWriter.create(
+        path,
+        {
+            "runtime": runtime.name,
+            "runtime_version": runtime.status().version,
+            "settings": settings.to_json(),
+            "arguments": {"networks": list(networks)},
+            "environment": read_environment().to_json(),
+            "simulated": runtime.simulated,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "complete": False,
+        },
+    )
 
 
 def measure_truth(
@@ -71,7 +98,7 @@ def measure_truth(
         The card; each network's name is that of its `Network`.
     """
     engine = get_runtime(runtime)
-    status = engine.require(settings)
+    engine.require(settings)
     if path.exists():
         card = DeviceCard.open(path)
         if card.complete and {n.name for n in networks} <= set(card.arguments["networks"]):
@@ -80,19 +107,7 @@ def measure_truth(
         known = dict.fromkeys((*card.arguments["networks"], *(n.name for n in networks)))
         writer.put(complete=False, arguments={"networks": list(known)})
     else:
-        writer = CardWriter.create(
-            path,
-            {
-                "runtime": engine.name,
-                "runtime_version": status.version,
-                "settings": settings.to_json(),
-                "arguments": {"networks": [n.name for n in networks]},
-                "environment": read_environment().to_json(),
-                "simulated": engine.simulated,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "complete": False,
-            },
-        )
+        writer = new_card(path, engine, settings, [n.name for n in networks])
     with ExitStack() as stack:
         stack.enter_context(writer)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autospace-graphs-"))

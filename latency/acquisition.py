@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from devices.errors import AutospaceError
 from latency.predictor import Predictor
 from latency.probes import ProbeSpec, build_probe, sample_probe
 
@@ -49,8 +48,5 @@ class Acquisition:
 
     def uncertainty(self, spec: ProbeSpec) -> float:
         """Deviation of the logarithm of a probe's time, were all kernels wrong the same way."""
-        try:
-            graph = self._rules.apply(build_probe(spec, self._batch, seed=None))
-        except AutospaceError:
-            return 0.0
-        return float(self._predictor.doubt(graph).together)
+        graph = self._rules.apply(build_probe(spec, self._batch, seed=None))
+        return self._predictor.doubt(graph).together

@@ -127,7 +127,6 @@ _ACTIVATIONS = {
     "Mul",
 }
 _ELEMENT_BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
-_NCHWC_DOMAIN = "com.microsoft.nchwc"
 _NCHWC_SUFFIX = "_nchwc"
 # Attributes with a field of their own, or without influence on the time.
 _SEEN_ATTRIBUTES = {

@@ -448,10 +448,11 @@ class Predictor:
         deviations: dict[int, float] = {}
         sources: list[Source] = ["roofline"] * len(nodes)
         members: dict[str, list[int]] = {}
+        hits = [self._hits.get(_key(node.kernel)) for node in nodes]
         for i, node in enumerate(nodes):
             family = node.kernel.family
             # The only kernel of its operation may be one that was measured.
-            seen = self._ops.get(node.kernel.op, 0) >= _OPS_SEEN or _key(node.kernel) in self._hits
+            seen = self._ops.get(node.kernel.op, 0) >= _OPS_SEEN or hits[i] is not None
             if family in self._families and seen:
                 members.setdefault(family, []).append(i)
             else:
@@ -461,13 +462,10 @@ class Predictor:
                 [nodes[i].kernel for i in places], [surroundings[i] for i in places]
             )
             for i, time_ms, deviation in zip(places, found, spread, strict=True):
-                hit = self._hits.get(_key(nodes[i].kernel))
+                hit = hits[i]
                 if hit is None:
-                    times[i], deviations[i], sources[i] = (
-                        float(time_ms),
-                        float(deviation),
-                        "regressed",
-                    )
+                    times[i], deviations[i] = float(time_ms), float(deviation)
+                    sources[i] = "regressed"
                 else:
                     times[i] = float(time_ms) * math.exp(hit.residual)
                     deviations[i], sources[i] = hit.deviation, "measured"

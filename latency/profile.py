@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -232,9 +232,7 @@ class _Profiler:
         if self.schedule.fixed or age < max(FIRST_ROUND, self.next_look):
             return
         self.next_look = 2 * age
-        with suppress(InvalidInputError):
-            card = DeviceCard.open(self.writer.path)
-            self.acquisition = Acquisition(card, self.fusion_rules())
+        self.acquisition = Acquisition(DeviceCard.open(self.writer.path), self.fusion_rules())
 
     def _stop(self, age: int) -> bool:
         """Whether time is up; a network seen only once says nothing about its repeatability."""
@@ -290,11 +288,11 @@ class _Profiler:
         from latency.probes import build_probe, model_digest, sample_probe
 
         rng = np.random.default_rng([self.seed, 2, index])
-        chosen = self.acquisition is not None and index % 2 == 1
-        spec = self.acquisition.choose(rng) if chosen and self.acquisition else sample_probe(rng)
+        chooser = self.acquisition if index % 2 else None
+        spec = chooser.choose(rng) if chooser else sample_probe(rng)
         model = build_probe(spec, self.settings.batch)
         network = self._add(
-            f"{CHOSEN if chosen else 'probe-'}{self.seed}-{index}",
+            f"{CHOSEN if chooser else 'probe-'}{self.seed}-{index}",
             "probe",
             model_digest(model),
             spec.to_json(),
