@@ -16,7 +16,14 @@ from typing import Any, Self
 
 from devices.errors import InvalidInputError, UnavailableError
 
-__all__ = ["NOT_READABLE", "Environment", "Host", "read_environment", "resolve_host"]
+__all__ = [
+    "NOT_READABLE",
+    "Environment",
+    "Host",
+    "involuntary_switches",
+    "read_environment",
+    "resolve_host",
+]
 
 NOT_READABLE = "not readable"
 """What stands in place of a value that this machine does not show."""
@@ -112,6 +119,15 @@ def resolve_host(text: str) -> Host:
         f"host {text!r}: this version measures only the machine it runs on; use 'local', or run "
         "autospace on that machine and copy the device card."
     )
+
+
+def involuntary_switches() -> int:
+    """How often a thread of this process lost its processor to another; 0 where it is not told."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return 0
+    return getrusage(RUSAGE_SELF).ru_nivcsw
 
 
 def read_environment() -> Environment:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACCEPT_RATIO",
     "FEW_VISITS",
+    "MUCH_PREEMPTED",
     "QUANTILE_VISITS",
     "STEADY_RATIO",
     "Measurement",
@@ -54,6 +55,8 @@ QUANTILE_VISITS = 8
 """From so many accepted visits on, a low quantile is no longer luck."""
 FEW_VISITS = 3
 """With so many accepted visits, the others are not needed."""
+MUCH_PREEMPTED = 0.5
+"""From this share of preempted runs on a measurement is marked as disturbed."""
 _LOW_QUANTILE = 0.10
 _BOOTSTRAPS = 400
 _FLOOR_AT_8_VISITS = 0.013
@@ -69,6 +72,8 @@ class Visit:
         samples_ms: milliseconds of each run, warm-up left out; at least one.
         sentinel_before_ms: median time of the sentinel before the runs.
         sentinel_after_ms: the same after them.
+        preempted: share of the samples whose run lost its processor to another program, 0 to 1;
+            see `devices.preemption`.
 
     Raises:
         InvalidInputError: there is no sample, or a time is not a positive number.
@@ -77,12 +82,17 @@ class Visit:
     samples_ms: tuple[float, ...]
     sentinel_before_ms: float
     sentinel_after_ms: float
+    preempted: float = 0.0
 
     def __post_init__(self) -> None:
         times = (*self.samples_ms, self.sentinel_before_ms, self.sentinel_after_ms)
         if not self.samples_ms or not all(math.isfinite(t) and t > 0 for t in times):
             raise InvalidInputError(
                 "visit: needs at least one sample, and positive finite times; measure again."
+            )
+        if not 0 <= self.preempted <= 1:
+            raise InvalidInputError(
+                f"visit: share of preempted runs {self.preempted} must be 0 to 1; measure again."
             )
 
     @property
@@ -101,9 +111,9 @@ class Visit:
 
     @property
     def steady(self) -> bool:
-        """Whether the sentinel was about as fast after the visit as before it."""
+        """Whether the sentinel was as fast after it as before, and most runs kept their core."""
         low, high = sorted((self.sentinel_before_ms, self.sentinel_after_ms))
-        return high <= low * STEADY_RATIO
+        return high <= low * STEADY_RATIO and self.preempted < MUCH_PREEMPTED
 
     def slowdown(self, reference_ms: float) -> float:
         """How much slower than at its best the machine was; 1.0 is undisturbed."""
@@ -247,8 +257,15 @@ class Measurement:
         return math.exp(abs(math.log(halves[0] / halves[1]))) - 1
 
     @property
+    def preempted(self) -> float:
+        """Share of the runs that lost their processor to another program, mean over the visits."""
+        return sum(visit.preempted for visit in self.visits) / len(self.visits)
+
+    @property
     def disturbed(self) -> bool:
-        """Whether the sentinel accepted fewer than a quarter of the visits."""
+        """Whether under a quarter of the visits was accepted, or half of the runs preempted."""
+        if self.preempted >= MUCH_PREEMPTED:
+            return True
         _, slowdowns, steady = self._columns
         accepted = sum(ok and s <= ACCEPT_RATIO for s, ok in zip(slowdowns, steady, strict=True))
         return accepted * 4 < len(self.visits)
@@ -270,12 +287,14 @@ class Measurement:
             "spread": self.spread,
             "repeatability": self.repeatability,
             "disturbed": self.disturbed,
+            "preempted": self.preempted,
             "sentinel_reference_ms": self.sentinel_reference_ms,
             "visits": [
                 {
                     "samples_ms": list(visit.samples_ms),
                     "sentinel_before_ms": visit.sentinel_before_ms,
                     "sentinel_after_ms": visit.sentinel_after_ms,
+                    "preempted": visit.preempted,
                 }
                 for visit in self.visits
             ],
@@ -296,6 +315,7 @@ class Measurement:
                         tuple(float(x) for x in visit["samples_ms"]),
                         float(visit["sentinel_before_ms"]),
                         float(visit["sentinel_after_ms"]),
+                        float(visit.get("preempted", 0.0)),
                     )
                     for visit in data["visits"]
                 ),

@@ -52,7 +52,7 @@ __all__ = [
 
 APPLICATION_ID = 0x41535044
 """Marks the SQLite file as a device card ("ASPD")."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the tables below; a card with a higher one is refused."""
 
 STATISTICS = ("p50", "p90", "p99")
@@ -80,6 +80,7 @@ CREATE TABLE network_kernel (
 CREATE TABLE visit (
     id INTEGER PRIMARY KEY, round INTEGER NOT NULL, network INTEGER NOT NULL REFERENCES network,
     at_s REAL NOT NULL, sentinel_before_ms REAL NOT NULL, sentinel_after_ms REAL NOT NULL,
+    preempted REAL NOT NULL,
     samples BLOB NOT NULL, kernel_samples BLOB NOT NULL,
     UNIQUE (round, network)
 );
@@ -91,7 +92,8 @@ _TABLES = {
     "network": "id, name, kind, digest, spec",
     "network_kernel": "network, position, kernel, nodes, sources",
     "visit": (
-        "id, round, network, at_s, sentinel_before_ms, sentinel_after_ms, samples, kernel_samples"
+        "id, round, network, at_s, sentinel_before_ms, sentinel_after_ms, preempted, samples, "
+        "kernel_samples"
     ),
 }
 # `derived` holds what was worked out from the rest; it is no part of the content.
@@ -330,6 +332,12 @@ class DeviceCard:
             raise InvalidInputError(f"{self.path}: nothing measured yet; profile the device again.")
         return sentinel_reference(times)
 
+    @property
+    def preempted(self) -> float:
+        """Share of the runs, mean over all visits, that lost their processor to another program."""
+        shares = [v.visit.preempted for network in self.networks for v in network.visits]
+        return sum(shares) / len(shares) if shares else 0.0
+
     def measurement(self, network: CardNetwork) -> Measurement:
         """The whole-network measurement of one of the card's networks, profiler off.
 
@@ -494,6 +502,7 @@ class DeviceCard:
             "max_ms": series[-1],
             "rounds": len(by_round),
             "disturbed_rounds": disturbed,
+            "preempted": self.preempted,
         }
 
 
@@ -632,13 +641,14 @@ class CardWriter:
         with self._transaction():
             self._db.execute(
                 "INSERT INTO visit (round, network, at_s, sentinel_before_ms, sentinel_after_ms,"
-                " samples, kernel_samples) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                " preempted, samples, kernel_samples) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     visit.round,
                     network,
                     visit.at_s,
                     visit.visit.sentinel_before_ms,
                     visit.visit.sentinel_after_ms,
+                    visit.visit.preempted,
                     samples,
                     kernels,
                 ),
@@ -883,7 +893,7 @@ def _read(
         parts.setdefault(int(network), []).append((kernels[int(kernel)], names, places))
     visits: dict[int, list[CardVisit]] = {}
     for row in db.execute(f"SELECT {_TABLES['visit']} FROM visit ORDER BY id"):
-        _, number, network, at_s, before_ms, after_ms, samples, kernel_samples = row
+        _, number, network, at_s, before_ms, after_ms, preempted, samples, kernel_samples = row
         count = len(parts.get(int(network), ()))
         times = np.frombuffer(kernel_samples, dtype="<f4")
         visits.setdefault(int(network), []).append(
@@ -894,6 +904,7 @@ def _read(
                     tuple(np.frombuffer(samples, dtype="<f4").astype(np.float64).tolist()),
                     float(before_ms),
                     float(after_ms),
+                    float(preempted),
                 ),
                 kernel_ms=times.reshape(count, -1) if count else times.reshape(0, 0),
             )

@@ -124,15 +124,17 @@ class Visitor:
             slow = model.run(plan.warm_up)[-1] >= plan.slow_ms
             before_ms = self.sentinel_ms()
             model.run(1)  # the sentinel has pushed the model out of the caches
+            preempted = model.preempted
             samples = model.run(plan.slow_runs if slow else plan.min_runs)
             mean_ms = sum(samples) / len(samples)
             missing = min(plan.max_runs, int(plan.min_ms / mean_ms) + 1) - len(samples)
             if missing > 0:
                 samples += model.run(missing)
+            share = (model.preempted - preempted) / len(samples)
             profiled_runs = plan.slow_runs if slow else plan.profiled_runs
             timings = model.profile(profiled_runs) if kernels else {}
             after_ms = self.sentinel_ms()
-        return Profiled(Visit(tuple(samples), before_ms, after_ms), timings)
+        return Profiled(Visit(tuple(samples), before_ms, after_ms, share), timings)
 
     def sentinel_ms(self) -> float:
         """Median time of the sentinel, now."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from devices.errors import InvalidInputError, UnavailableError
+from devices.preemption import busy_warning
 from latency.card import ANCHOR, CHOSEN
 from latency.context import Context, contexts
 from latency.interval import MIN_SCORES, Doubt, Intervals, Score
@@ -485,7 +486,9 @@ class Predictor:
 
     @cached_property
     def _card_warnings(self) -> tuple[str, ...]:
-        return self.card.check_usable(allow_mismatch=True)
+        busy = busy_warning(float((self.card.validation or {}).get("preempted", 0.0)))
+        lines = self.card.check_usable(allow_mismatch=True)
+        return (*lines, f"{self.card.path}: {busy}") if busy else lines
 
 
 class _Fitting:

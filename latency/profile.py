@@ -544,8 +544,10 @@ def _finish(writer: CardWriter, path: Path, rules: FusionRules) -> None:
 
     derived = {"fusion": json.dumps(rules.to_json(), sort_keys=True).encode()}
     try:
-        predictor = Predictor.fit(DeviceCard.open(path))
-        validation, derived["fit"] = predictor.validation, predictor.to_bytes()
+        card = DeviceCard.open(path)
+        predictor = Predictor.fit(card)
+        validation = {**predictor.validation, "preempted": card.preempted}
+        derived["fit"] = predictor.to_bytes()
     except AutospaceError as error:
         validation = {"networks": 0, "note": str(error)}
     writer.finish(validation, derived)

@@ -59,6 +59,7 @@ def command(
     from autospace.files import check_writable
     from autospace.quantities import parse_latency_ms, parse_shapes
     from devices.errors import BudgetError
+    from devices.preemption import busy_warning
 
     limit_ms = parse_latency_ms(latency) if latency is not None else None
     sizes = parse_shapes(shapes)
@@ -71,6 +72,9 @@ def command(
             models, opened, shapes=sizes, visits=visits, seed=session.seed, progress=progress
         )
     result.save(output)
+    busiest = max((model.measured.preempted for model in result.models), default=0.0)
+    if (busy := busy_warning(busiest)) is not None:
+        session.note(f"warning: {busy}")
     session.say(f"on {result.device}; latency is that of the undisturbed device, in ms")
     session.table(
         ("model", "latency", "90 % interval", "p50", "p90", "p99", "predicted", "error"),

@@ -186,7 +186,8 @@ def _show_card(session: Session, found: Mapping[str, Any]) -> None:
     if sentinel is not None:
         session.say(
             f"sentinel {sentinel['reference_ms']:.3g} ms undisturbed; "
-            f"{len(sentinel['disturbed_rounds'])} of {sentinel['rounds']} rounds disturbed"
+            f"{len(sentinel['disturbed_rounds'])} of {sentinel['rounds']} rounds disturbed; "
+            f"{sentinel['preempted']:.1%} of the runs lost their core to another program"
         )
     if repeat["median"] is not None:
         session.say(

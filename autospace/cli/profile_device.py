@@ -62,6 +62,7 @@ def command(
     from autospace.files import check_writable
     from autospace.space import SearchSpace
     from devices.host import resolve_host
+    from devices.preemption import busy_warning
     from devices.runtimes import get_runtime
     from devices.runtimes.base import RuntimeSettings
 
@@ -82,6 +83,8 @@ def command(
             update=update,
             progress=progress,
         )
+    if warning := busy_warning(card.preempted):
+        session.note(f"warning: {output}: {warning}")
     summary = card.summary()
     session.say(f"{output}: {steps.describe_card(card)}")
     networks = sum(summary["networks"].values())

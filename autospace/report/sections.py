@@ -398,7 +398,8 @@ def _device(run: RunFolder) -> Section:
                 "sentinel",
                 f"{_ms(sentinel.get('reference_ms'))} undisturbed, median "
                 f"{_ms(sentinel.get('median_ms'))}, 90th percentile {_ms(sentinel.get('p90_ms'))}; "
-                f"{disturbed} of {_plain(sentinel.get('rounds'))} rounds disturbed",
+                f"{disturbed} of {_plain(sentinel.get('rounds'))} rounds disturbed; "
+                f"{_percent(sentinel.get('preempted'))} of the runs lost their core",
             )
         )
     repeat = numbers(card.get("repeatability"))

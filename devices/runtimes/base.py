@@ -149,7 +149,14 @@ class NodeTiming:
 
 
 class CompiledModel(ABC):
-    """A compiled graph, loaded and ready to run; a context manager that frees it."""
+    """A compiled graph, loaded and ready to run; a context manager that frees it.
+
+    Attributes:
+        preempted: how many of the times that `run` gave so far are of runs that lost their
+            processor to another program; see `devices.preemption`.
+    """
+
+    preempted: int = 0
 
     @abstractmethod
     def run(self, count: int) -> list[float]:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.errors import InvalidInputError, UnavailableError
@@ -29,6 +28,7 @@ from devices.onnx_files import (
     random_inputs,
     to_bytes,
 )
+from devices.preemption import Run, chosen, timed_runs, without_waiting
 from devices.runtimes.base import (
     NOT_INSTALLED,
     CompiledGraph,
@@ -143,14 +143,12 @@ class OnnxRuntimeModel(CompiledModel):
 
     def run(self, count: int) -> list[float]:
         """Times `count` runs; see the base class."""
-        run, feed = self._open().run, self._feed
-        times_ms = []
+        session, feed = self._open(), self._feed
         with _refusals("model"):
-            for _ in range(count):
-                start = perf_counter()
-                run(None, feed)
-                times_ms.append((perf_counter() - start) * 1e3)
-        return times_ms
+            runs = timed_runs(lambda: session.run(None, feed), count, self._settings.threads)
+        kept = [runs[place] for place in chosen(runs, count)]
+        self.preempted += sum(run.preempted for run in kept)
+        return [run.latency_ms for run in kept]
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Times each node in `count` runs of a session of its own; see the base class."""
@@ -161,10 +159,12 @@ class OnnxRuntimeModel(CompiledModel):
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = _session(self._compiled.data, options)
             with _refusals("model"):
-                for _ in range(_PROFILE_WARM_UP + count):
+                for _ in range(_PROFILE_WARM_UP):
                     session.run(None, self._feed)
+                threads = self._settings.threads
+                runs = timed_runs(lambda: session.run(None, self._feed), count, threads)
             events = json.loads(Path(session.end_profiling()).read_bytes())
-        return _node_timings(events)
+        return _node_timings(events, runs, count)
 
     def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
         """Runs once; see the base class."""
@@ -240,8 +240,16 @@ def _with_unique_names(data: bytes) -> bytes:
     return data if named is proto else named.SerializeToString()
 
 
-def _node_timings(events: list[dict[str, Any]]) -> dict[str, NodeTiming]:
-    """Times by node from a profile; the runs that warm up are dropped."""
+def _node_timings(
+    events: list[dict[str, Any]], runs: Sequence[Run], count: int
+) -> dict[str, NodeTiming]:
+    """Times by node from a profile; the runs that warm up are dropped, and those that waited most.
+
+    Args:
+        events: as the profiler wrote them.
+        runs: those after the warm-up.
+        count: how many of them to keep.
+    """
     samples: dict[str, list[float]] = {}
     ops: dict[str, str] = {}
     for event in events:
@@ -251,7 +259,14 @@ def _node_timings(events: list[dict[str, Any]]) -> dict[str, NodeTiming]:
         node = name.removesuffix(_KERNEL_TIME)
         ops[node] = str(event["args"].get("op_name", ""))
         samples.setdefault(node, []).append(float(event["dur"]) / 1e3)
-    return {
-        node: NodeTiming(ops[node], tuple(times[_PROFILE_WARM_UP:]))
+    timed = {
+        node: times[_PROFILE_WARM_UP:]
         for node, times in samples.items()
+        if len(times) == _PROFILE_WARM_UP + len(runs)
+    }
+    undisturbed = without_waiting(timed, [run.waiting_ms for run in runs])
+    kept = chosen(runs, count)
+    return {
+        node: NodeTiming(ops[node], tuple(times[place] for place in kept))
+        for node, times in undisturbed.items()
     }
