@@ -763,13 +763,16 @@ def benchmark(
     Raises:
         InvalidInputError: no ONNX model, or the runtime refuses it.
         MismatchError: this machine is not the card's device.
+        UnavailableError: the card's runtime is not installed.
     """
     from devices.errors import MismatchError
     from devices.onnx_files import fix_shapes, read_onnx, shapes_by_model
+    from devices.runtimes import get_runtime
     from latency import Predictor
     from latency.measure import naming
 
     if not device.here:
+        get_runtime(device.card.runtime).require(device.card.settings)
         raise MismatchError(
             f"{device.card.path}: this machine is not the card's device, so nothing can be "
             "measured for it here; profile this machine with 'autospace profile-device'"

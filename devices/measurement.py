@@ -9,8 +9,7 @@ A visit's value is the median of its samples. The sentinel *accepts* a visit whe
 `ACCEPT_RATIO` of its reference, and *corrects* one by its slowdown; a visit during which the
 sentinel itself changed by more than `STEADY_RATIO` is left out unless nothing else is there.
 
-- With `QUANTILE_VISITS` accepted visits or more: the 10th percentile of their values.
-- Else, with `FEW_VISITS` accepted ones: the median of their corrected values.
+- With `FEW_VISITS` accepted visits or more: the 10th percentile of their values.
 - Else: the median of the corrected values of all visits.
 
 Slow phases do not hit every network as they hit the sentinel, so that corrected values of slow
@@ -52,7 +51,7 @@ ACCEPT_RATIO = 1.06
 STEADY_RATIO = 1.15
 """A sentinel that changes by more than this during a visit cannot say how fast the machine was."""
 QUANTILE_VISITS = 8
-"""From so many accepted visits on, a low quantile is no longer luck."""
+"""From so many visits on a network speaks for itself; see `latency.table`."""
 FEW_VISITS = 3
 """With so many accepted visits, the others are not needed."""
 MUCH_PREEMPTED = 0.5
@@ -377,11 +376,11 @@ def _statistic(values: Array, slowdowns: Array, steady: npt.NDArray[np.bool_]) -
     usable = np.where(steady.any(axis=1, keepdims=True), steady, True)
     accepted = usable & (slowdowns <= ACCEPT_RATIO) & (slowdowns >= 1 / ACCEPT_RATIO)
     count = accepted.sum(axis=1, keepdims=True)
-    chosen = np.where(count >= FEW_VISITS, accepted, usable)
+    enough = count[:, 0] >= FEW_VISITS
     return np.where(
-        count[:, 0] >= QUANTILE_VISITS,
-        _row_quantile(values, chosen, _LOW_QUANTILE),
-        _row_quantile(values / slowdowns, chosen, 0.5),
+        enough,
+        _row_quantile(values, np.where(enough[:, None], accepted, usable), _LOW_QUANTILE),
+        _row_quantile(values / slowdowns, usable, 0.5),
     )
 
 

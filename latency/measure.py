@@ -120,10 +120,12 @@ class Visitor:
             The samples, and with `kernels` the times of each node.
         """
         plan = self.plan
-        with self.runtime.load(compiled, self.settings) as model:
+        with self.runtime.load(compiled, self.settings, profiling=kernels) as model:
             slow = model.run(plan.warm_up)[-1] >= plan.slow_ms
             before_ms = self.sentinel_ms()
-            model.run(1)  # the sentinel has pushed the model out of the caches
+            profiled_runs = plan.slow_runs if slow else plan.profiled_runs
+            timings = model.profile(profiled_runs) if kernels else {}
+            model.run(1)  # the sentinel, or reading the profile, has pushed it out of the caches
             preempted = model.preempted
             samples = model.run(plan.slow_runs if slow else plan.min_runs)
             mean_ms = sum(samples) / len(samples)
@@ -131,8 +133,6 @@ class Visitor:
             if missing > 0:
                 samples += model.run(missing)
             share = (model.preempted - preempted) / len(samples)
-            profiled_runs = plan.slow_runs if slow else plan.profiled_runs
-            timings = model.profile(profiled_runs) if kernels else {}
             after_ms = self.sentinel_ms()
         return Profiled(Visit(tuple(samples), before_ms, after_ms, share), timings)
 
@@ -210,8 +210,8 @@ def measure_models(
         models: by the name that the results carry; any number.
         runtime: name of a runtime, or the runtime itself.
         settings: threads, precision, batch; one thread, fp32 and batch 1 by default.
-        visits: rounds, each visiting every model once; at least 1. Below 8, `latency_ms` is a
-            corrected median instead of a low quantile.
+        visits: rounds, each visiting every model once; at least 1. Where the sentinel accepts
+            fewer than 3 of them, `latency_ms` is a corrected median instead of a low quantile.
         seed: of the order.
         reference_ms: the sentinel's time on the undisturbed device when it is known from a device
             card (`DeviceCard.sentinel_reference_ms`), so that a measurement that lies wholly in a

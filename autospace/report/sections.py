@@ -435,7 +435,35 @@ def _device(run: RunFolder) -> Section:
         if card.get("simulated")
         else ""
     )
-    return Section("device", title, tuple(notes), tuple(found), alarm=alarm)
+    tables = _errors_by_family(card.get("validation"))
+    return Section("device", title, tuple(notes), tuple(found), tables, alarm=alarm)
+
+
+def _errors_by_family(validation: object) -> tuple[Table, ...]:
+    """How well single kernels are predicted, a row for each family, the costliest first."""
+    families = validation.get("by_family") if isinstance(validation, Mapping) else None
+    if not isinstance(families, Mapping):
+        return ()
+    rows = sorted(
+        ((str(name), numbers(row)) for name, row in families.items()),
+        key=lambda item: -item[1].get("share", 0.0),
+    )
+    return (
+        Table(
+            "Errors of predicted kernels, their networks left out of the fit",
+            ("family", "kernels", "share of time", "median error", "90th percentile"),
+            tuple(
+                (
+                    Cell(name),
+                    Cell(f"{row.get('kernels', 0):.0f}"),
+                    Cell(_percent(row.get("share"))),
+                    Cell(_percent(row.get("median_error"))),
+                    Cell(_percent(row.get("p90_error"))),
+                )
+                for name, row in rows
+            ),
+        ),
+    )
 
 
 def _column(

@@ -171,7 +171,7 @@ class CompiledModel(ABC):
 
     @abstractmethod
     def profile(self, count: int) -> dict[str, NodeTiming]:
-        """Runs the model with the runtime's own profiler on.
+        """Runs the model with the runtime's own profiler on, and switches that off again.
 
         Args:
             count: how many runs, after some that warm up and are dropped.
@@ -248,8 +248,16 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def load(self, compiled: CompiledGraph, settings: RuntimeSettings) -> CompiledModel:
+    def load(
+        self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
+    ) -> CompiledModel:
         """Makes a compiled graph ready to run, with random inputs from a fixed seed.
+
+        Args:
+            compiled: from `compile`.
+            settings: as it was compiled with.
+            profiling: whether `CompiledModel.profile` will be called; the runtime's profiler may
+                then be on until it was, so that one loading serves both.
 
         Raises:
             InvalidInputError: the graph was compiled by another runtime or version.

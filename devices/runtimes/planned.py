@@ -50,7 +50,9 @@ class PlannedRuntime(Runtime):
         """
         self._refuse()
 
-    def load(self, compiled: CompiledGraph, settings: RuntimeSettings) -> CompiledModel:
+    def load(
+        self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
+    ) -> CompiledModel:
         """Refuses.
 
         Raises:

@@ -100,7 +100,9 @@ class SimulatedRuntime(Runtime):
             outputs=tuple(value.name for value in proto.graph.output),
         )
 
-    def load(self, compiled: CompiledGraph, settings: RuntimeSettings) -> SimulatedModel:
+    def load(
+        self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
+    ) -> SimulatedModel:
         """Reads the nodes' times off the graph."""
         self.check_compiled(compiled)
         return SimulatedModel(compiled, settings, self.noise, self.seed)

@@ -36,7 +36,12 @@ class TestVisit:
 
 
 class TestStatistic:
-    def test_few_visits_take_the_corrected_median(self) -> None:
+    def test_three_accepted_visits_take_the_low_quantile(self) -> None:
+        values = [10.0, 11.0, 12.0, 50.0, 60.0]
+        slow = [1.0, 1.0, 1.0, 2.0, 2.0]
+        assert latency_statistic(values, slow, [True] * 5) == pytest.approx(10.2)
+
+    def test_few_accepted_visits_take_the_corrected_median(self) -> None:
         values, slow = [10.0, 20.0, 30.0], [1.0, 2.0, 2.5]
         assert latency_statistic(values, slow, [True] * 3) == 10.0
 
@@ -110,8 +115,24 @@ class TestMeasurement:
         assert measurement([slow] * 7 + [quiet(1.0)]).disturbed
         assert not measurement([slow, quiet(1.0)]).disturbed
 
+    def test_disturbed_when_runs_kept_losing_their_core(self) -> None:
+        lost = Visit((1.0,), 1.0, 1.0, preempted=1.0)
+        found = measurement([lost] * 3 + [quiet(1.0)] * 3)
+        assert found.preempted == 0.5 and found.disturbed
+        assert not measurement([lost] + [quiet(1.0)] * 3).disturbed
+
+    def test_visits_that_lost_their_core_count_when_there_is_nothing_else(self) -> None:
+        lost = Visit((2.0,), 1.0, 1.0, preempted=0.8)
+        assert measurement([lost] * 5 + [quiet(1.0)] * 3).latency_ms == 1.0
+        assert measurement([lost] * 5).latency_ms == 2.0
+
+    @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+    def test_a_share_is_a_share(self, share: float) -> None:
+        with pytest.raises(InvalidInputError, match="preempted"):
+            Visit((1.0,), 1.0, 1.0, share)
+
     def test_json_round_trip(self) -> None:
-        found = measurement([Visit((1.0, 2.0), 1.0, 1.1), quiet(3.0)])
+        found = measurement([Visit((1.0, 2.0), 1.0, 1.1, 0.25), quiet(3.0)])
         data = json.loads(json.dumps(found.to_json()))
         assert Measurement.from_json(data) == found
         assert data["latency_ms"] == found.latency_ms

@@ -167,15 +167,32 @@ class TestOnnxRuntime:
             runtime.load(runtime.compile(model.SerializeToString(), SETTINGS), SETTINGS).run(1)
         assert one_line(caught.value)
 
+    def test_one_loading_serves_for_nodes_and_whole(self, model) -> None:
+        runtime = get_runtime("onnxruntime")
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        with runtime.load(compiled, SETTINGS, profiling=True) as loaded:
+            assert len(loaded.run(5)) == 5
+            first = loaded.profile(3)
+            session = loaded._session
+            assert len(loaded.run(4)) == 4 and loaded._session is session
+            again = loaded.profile(2)  # takes a session of its own: a profiler ends for good
+        assert set(first) == set(again)
+        assert {len(t.samples_ms) for t in first.values()} == {3}
+        assert {len(t.samples_ms) for t in again.values()} == {2}
+
+    @pytest.mark.parametrize("profiled", [False, True])
     def test_nothing_is_left_behind_and_nothing_printed(
-        self, model, tmp_path, monkeypatch, capfd
+        self, model, tmp_path, monkeypatch, capfd, profiled: bool
     ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr("tempfile.tempdir", None)
         runtime = get_runtime("onnxruntime")
-        with runtime.load(runtime.compile(model.SerializeToString(), SETTINGS), SETTINGS) as loaded:
-            loaded.profile(2)
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        with runtime.load(compiled, SETTINGS, profiling=True) as loaded:
+            loaded.run(1)
+            if profiled:
+                loaded.profile(2)
         assert not list(tmp_path.iterdir())
         assert capfd.readouterr() == ("", "")
 

@@ -120,6 +120,13 @@ def test_a_page_of_its_own_with_every_section(run: Path) -> None:
     assert "@media print" in html
 
 
+def test_the_device_shows_the_errors_of_each_family_of_kernels(run: Path) -> None:
+    html, markdown = report(run)
+    assert "Errors of predicted kernels, their networks left out" in Page(html).text
+    assert "pointwise | " in markdown
+    assert "of the runs lost their core" in markdown
+
+
 def test_every_picture_has_a_name(run: Path) -> None:
     html, _ = report(run)
     pictures = html.count("<svg ")
