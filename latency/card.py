@@ -335,6 +335,9 @@ class DeviceCard:
     @property
     def preempted(self) -> float:
         """Share of the runs, mean over all visits, that lost their processor to another program."""
+        kept = self._meta.get("preempted")
+        if self.complete and kept is not None:
+            return float(kept)
         shares = [v.visit.preempted for network in self.networks for v in network.visits]
         return sum(shares) / len(shares) if shares else 0.0
 
@@ -381,9 +384,11 @@ class DeviceCard:
 
     def summary(self) -> dict[str, Any]:
         """What is in the card, as a JSON object for people and machines."""
+        from latency.table import repeatability
+
         visited = [network for network in self.networks if network.visits]
         kernels = {k.signature: k.family for network in visited for k in network.kernels}
-        halves = [self.measurement(network).repeatability for network in visited]
+        halves = [repeatability(network) for network in visited]
         disagreements = sorted(value for value in halves if value is not None)
         return {
             "path": str(self.path),

@@ -41,6 +41,8 @@ __all__ = ["Application"]
 
 Shape = tuple[int, ...]
 
+_IDLE = ("static", "copy Identity", "copy Dropout", "copy Cast")
+"""Nodes that do nothing at run time; a reshape that changes no shape may yet be executed."""
 _MAX_TRIES = 2000
 """Patterns tried in growing one group, so that a strange graph ends too."""
 _LISTS = ("kernel", "strides", "dilations", "pads")
@@ -101,16 +103,16 @@ class Application:
     def _drops(self, kind: str) -> bool:
         """Whether the runtime drops a kind of node.
 
-        A kind that was never seen is taken as the others; where none was, a runtime that fuses
+        A kind that was never seen is taken as its like; where none was, a runtime that fuses
         anything at all is taken to drop constants and copies too.
         """
-        known = {k: v for k, v in self.rules.dropped.items() if k != DEFAULTS}
-        if kind in known:
-            return known[kind]
-        if kind != "static" and kind.partition(" ")[2] not in ("Identity", "Dropout", "Cast"):
+        if kind in self.rules.dropped:
+            return self.rules.dropped[kind]
+        if kind not in _IDLE:
             return False
+        known = [self.rules.dropped[other] for other in _IDLE if other in self.rules.dropped]
         if known:
-            return sum(known.values()) * 2 >= len(known)
+            return sum(known) * 2 >= len(known)
         return any(";" in pattern for pattern in self.rules.recipes)
 
     def _maker(self, tensor: str) -> tuple[str, ...]:

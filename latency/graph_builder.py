@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-__all__ = ["IR_VERSION", "OPSET", "GraphBuilder"]
+__all__ = ["IR_VERSION", "OPSET", "GraphBuilder", "Mark"]
 
 OPSET = 17
 """ONNX operator set of everything built here."""
 IR_VERSION = 8
 """ONNX file version of everything built here, old enough for any runtime in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in the writing of a graph, see `GraphBuilder.mark`."""
+
+    nodes: int
+    tensors: int
+    named: frozenset[str]
+    madds: int
+    weights: int
+    peak: int
 
 
 class GraphBuilder:
@@ -38,7 +51,7 @@ class GraphBuilder:
     """
 
     def __init__(self, input_shape: Sequence[int], rng: np.random.Generator | None) -> None:
-        self._input_shape = list(input_shape)
+        self._inputs = {"input": list(input_shape)}
         self._rng = rng
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
@@ -47,6 +60,13 @@ class GraphBuilder:
         self.madds = 0
         self.weights = 0
         self.peak = math.prod(input_shape)
+
+    def input(self, name: str, shape: Sequence[int]) -> str:
+        """Another input of the graph; returns its name."""
+        self._inputs[name] = list(shape)
+        self.shapes[name] = tuple(shape)
+        self.peak = max(self.peak, math.prod(shape))
+        return name
 
     # -- convolutions and matrix products
 
@@ -353,20 +373,33 @@ class GraphBuilder:
         self.peak = max(self.peak, math.prod(shape))
         return output
 
-    def finish(self, output: str) -> onnx.ModelProto:
-        """The model whose output is the given tensor."""
+    def finish(self, *outputs: str) -> onnx.ModelProto:
+        """The model whose outputs are the given tensors."""
         import onnx
 
-        kind = onnx.TensorProto.FLOAT
+        def info(name: str, shape: Sequence[int]) -> onnx.ValueInfoProto:
+            return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape))
+
         graph = onnx.helper.make_graph(
             self._nodes,
             "probe",
-            [onnx.helper.make_tensor_value_info("input", kind, self._input_shape)],
-            [onnx.helper.make_tensor_value_info(output, kind, list(self.shapes[output]))],
+            [info(name, shape) for name, shape in self._inputs.items()],
+            [info(name, self.shapes[name]) for name in outputs],
             self._weights,
         )
         opset = onnx.helper.make_opsetid("", OPSET)
         return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+
+    def mark(self) -> Mark:
+        """Where the graph is now, to go back to with `rewind`."""
+        sizes = self.madds, self.weights, self.peak
+        return Mark(len(self._nodes), len(self._weights), frozenset(self._named), *sizes)
+
+    def rewind(self, mark: Mark) -> None:
+        """Takes back everything that was written since the mark."""
+        del self._nodes[mark.nodes :], self._weights[mark.tensors :]
+        self._named = set(mark.named)
+        self.madds, self.weights, self.peak = mark.madds, mark.weights, mark.peak
 
     def constant(self, value: float) -> str:
         """A scalar; equal ones are one tensor."""

@@ -635,7 +635,7 @@ class _Reader:
             if tensor in seen or node is None:
                 continue
             seen.add(tensor)
-            if node.name in self.claimed | original.folded or node.name in names:
+            if node.name in self.claimed or node.name in original.folded or node.name in names:
                 continue
             names.append(node.name)
             open_tensors.extend(original.data_inputs(node))
@@ -761,7 +761,8 @@ def _family(op: str, window: Shape, groups: int, inputs: Sequence[Shape], has_we
         return "matmul" if family == "gemm" and not has_weights else family
     channels = inputs[0][1] if inputs and len(inputs[0]) > 1 else 1
     if groups > 1:
-        return "conv_depthwise" if groups == channels else "conv_grouped"
+        # Blocked layouts round the groups up to the block: 32 of them for 30 channels.
+        return "conv_depthwise" if groups >= channels else "conv_grouped"
     return "conv_pointwise" if math.prod(window) == 1 else "conv_dense"
 
 

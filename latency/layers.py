@@ -39,15 +39,15 @@ ACTIVATIONS = ("relu", "relu6", "hardswish", "hardswish_parts", "silu", "leaky",
 _ACTIVATION_ODDS = (0.34, 0.14, 0.1, 0.08, 0.16, 0.03, 0.03, 0.12)
 _ODDS: Mapping[Layout, Mapping[str, float]] = {
     "image": {
-        "inverted": 0.28,
+        "inverted": 0.26,
         "fused": 0.04,
         "separable": 0.09,
         "pointwise": 0.08,
         "depthwise": 0.06,
         "dense": 0.06,
-        "grouped": 0.04,
+        "grouped": 0.05,
         "residual": 0.05,
-        "bottleneck": 0.06,
+        "bottleneck": 0.07,
         "sum": 0.05,
         "branches": 0.04,
         "growth": 0.04,
@@ -60,8 +60,8 @@ _ODDS: Mapping[Layout, Mapping[str, float]] = {
     "tokens": {"encoder": 0.7, "mlp": 0.2, "mixer": 0.1},
     "grid": {"window": 0.6, "mlp": 0.15, "merge": 0.15, "filter": 0.1},
 }
-_CHANNEL_STEPS = (8, 16, 32, 4, 1)
-_CHANNEL_STEP_ODDS = (0.46, 0.2, 0.1, 0.12, 0.12)
+_CHANNEL_STEPS = (8, 16, 32, 64, 4, 1)
+_CHANNEL_STEP_ODDS = (0.36, 0.22, 0.16, 0.12, 0.07, 0.07)
 _MAX_CHANNELS = 2048
 
 

@@ -29,7 +29,7 @@ from latency.card import ANCHOR, CHOSEN
 from latency.context import Context, contexts
 from latency.interval import MIN_SCORES, Doubt, Intervals, Score
 from latency.kernel import Kernel, KernelGraph
-from latency.regressor import FamilyRegressor, Sample, Samples
+from latency.regressor import Described, FamilyRegressor, Sample, Samples
 from latency.roofline import Roofline
 from latency.table import KernelTable, NetworkRow
 
@@ -46,7 +46,7 @@ __all__ = ["Calibration", "KernelPrediction", "Prediction", "Predictor"]
 
 Source = Literal["measured", "regressed", "roofline"]
 
-FIT_VERSION = 2
+FIT_VERSION = 3
 """Of what `Predictor.to_bytes` writes; another one is fitted anew."""
 MIN_VISITS = 3
 """A kernel seen in fewer visits is predicted instead of looked up."""
@@ -443,9 +443,10 @@ class Predictor:
 
     def _kernel_times(self, graph: KernelGraph) -> tuple[list[float], list[float], list[Source]]:
         """Uncalibrated time of each kernel, deviations of those that are known, and the sources."""
+        import numpy as np
+
         nodes = graph.kernels
-        surroundings = contexts([n.kernel for n in nodes], [n.sources for n in nodes])
-        times = [0.0] * len(nodes)
+        times = np.zeros(len(nodes))
         deviations: dict[int, float] = {}
         sources: list[Source] = ["roofline"] * len(nodes)
         members: dict[str, list[int]] = {}
@@ -458,19 +459,35 @@ class Predictor:
                 members.setdefault(family, []).append(i)
             else:
                 times[i] = self._roofline.predict_one(node.kernel)
+        kernels = {
+            family: Described.of([nodes[i].kernel for i in places])
+            for family, places in members.items()
+        }
         for family, places in members.items():
-            found, spread = self._families[family].predict(
-                [nodes[i].kernel for i in places], [surroundings[i] for i in places]
-            )
-            for i, time_ms, deviation in zip(places, found, spread, strict=True):
+            times[places] = self._families[family].roofline.predict(kernels[family].terms)
+        lift = np.array([math.exp(hit.residual) if hit else 1.0 for hit in hits])
+        # How long ago a kernel's weights were used depends on the times that are asked for: those
+        # of the roofline tell it roughly, those of a first answer well enough.
+        around = self._surroundings(graph, times)
+        for family, places in members.items():
+            own = [around[i] for i in places]
+            found = self._families[family].times_ms(kernels[family], own)
+            times[places] = found * lift[places]
+        around = self._surroundings(graph, times)
+        for family, places in members.items():
+            own = [around[i] for i in places]
+            found, spread = self._families[family].predict(kernels[family], own)
+            times[places] = found * lift[places]
+            for i, deviation in zip(places, spread, strict=True):
                 hit = hits[i]
-                if hit is None:
-                    times[i], deviations[i] = float(time_ms), float(deviation)
-                    sources[i] = "regressed"
-                else:
-                    times[i] = float(time_ms) * math.exp(hit.residual)
-                    deviations[i], sources[i] = hit.deviation, "measured"
-        return times, [deviations[i] for i in sorted(deviations)], sources
+                sources[i] = "measured" if hit else "regressed"
+                deviations[i] = hit.deviation if hit else float(deviation)
+        return times.tolist(), [deviations[i] for i in sorted(deviations)], sources
+
+    @staticmethod
+    def _surroundings(graph: KernelGraph, times_ms: Array) -> tuple[Context, ...]:
+        nodes = graph.kernels
+        return contexts([n.kernel for n in nodes], [n.sources for n in nodes], times_ms.tolist())
 
     def _warnings(self, unknown: Mapping[str, int]) -> tuple[str, ...]:
         lines = list(self._card_warnings)
@@ -486,7 +503,7 @@ class Predictor:
 
     @cached_property
     def _card_warnings(self) -> tuple[str, ...]:
-        busy = busy_warning(float((self.card.validation or {}).get("preempted", 0.0)))
+        busy = busy_warning(self.card.preempted)
         lines = self.card.check_usable(allow_mismatch=True)
         return (*lines, f"{self.card.path}: {busy}") if busy else lines
 

@@ -1,7 +1,7 @@
 """What to measure: short random networks, built straight as ONNX.
 
 A kernel alone in a model pays for layout changes that it does not pay inside a network, so kernels
-are measured in context, in random networks of up to 12 layers. A probe is its specification, a few
+are measured in context, in random networks of up to 16 layers. A probe is its specification, a few
 numbers; its weights are random, which the time of floating-point kernels does not depend on.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from devices.errors import InvalidInputError
@@ -35,7 +35,13 @@ _LAYOUT_ODDS = (0.86, 0.07, 0.07)
 _IMAGE_SHARE = 0.5
 """Of the probes that begin with an image of 3 channels; the others begin with a feature map, so
 that every kind of layer is seen at every size and not only deep inside a network."""
-_MAX_LAYERS = 12
+_MAX_LAYERS = 16
+_MAX_MISSES = 4
+"""Layers that did not fit into the class of sizes before a probe is left as it is."""
+_REPEATS = (1, 2, 3, 4)
+_REPEAT_ODDS = (0.55, 0.25, 0.12, 0.08)
+"""How often a layer occurs in a row: networks are made of stages, and code that has just run is
+still in the caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +53,43 @@ class _Size:
     weights: int
     peak: int
     ballast: int = 0
+    loaded: bool = True
 
 
 _SIZES = (
     _Size(0.22, 60_000_000, 600_000, 3_000_000),
     _Size(0.18, 60_000_000, 600_000, 3_000_000, ballast=6_000_000),
     _Size(0.50, 300_000_000, 7_000_000, 6_000_000),
-    _Size(0.08, 1_500_000_000, 30_000_000, 20_000_000),
-    _Size(0.02, 200_000_000, 2_000_000, 6_000_000, ballast=60_000_000),
+    _Size(0.08, 1_500_000_000, 30_000_000, 20_000_000, loaded=False),
+    _Size(0.02, 200_000_000, 2_000_000, 6_000_000, ballast=60_000_000, loaded=False),
 )
 """Six in ten may grow heavy: weights that do not fit into a core's own cache, as those of whole
-networks do not. Some light ones carry a heavy head as ballast, so that small kernels are seen too
-where the caches are emptied between two runs."""
+networks do not. Some light ones carry a heavy head as ballast, and four in ten stand beside a load,
+so that small kernels are seen too where the caches are emptied between two runs."""
+
+
+_LOAD_SHARE = 0.4
+_LOAD_MADDS = (15e6, 2500e6)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """Convolutions beside a probe, which share its memory and nothing else.
+
+    They let time pass between two runs of each of the probe's kernels, as the rest of a large
+    network does: what is kept in a cache that others use too is lost bit by bit meanwhile.
+
+    Attributes:
+        side: height and width of their feature map.
+        channels: of it.
+        kernel: side of the window.
+        layers: how many.
+    """
+
+    side: int
+    channels: int
+    kernel: int
+    layers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +103,7 @@ class ProbeSpec:
         patch: side of the patches that an image is cut into first; 0 when the input is no image but
             a feature map of the layout, or an image that the layers take as it is.
         width: channels of the patches.
+        load: what stands beside it, if anything does.
         layers: in order.
         classes: outputs of the linear head, or 0 for none.
         hidden: width of a hidden layer in the head, or 0 for none.
@@ -87,10 +119,14 @@ class ProbeSpec:
     reduce_mean: bool = False
     patch: int = 0
     width: int = 0
+    load: LoadSpec | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The specification as a JSON object; values that are their defaults are left out."""
-        document = {name: getattr(self, name) for name in ProbeSpec.__slots__ if name != "layers"}
+        nested = ("layers", "load")
+        document = {name: getattr(self, name) for name in ProbeSpec.__slots__ if name not in nested}
+        if self.load is not None:
+            document["load"] = asdict(self.load)
         bare = LayerSpec("", 0)
         document["layers"] = [
             {
@@ -112,6 +148,8 @@ class ProbeSpec:
         try:
             fields = dict(data)
             fields["layers"] = tuple(LayerSpec(**layer) for layer in fields["layers"])
+            if fields.get("load") is not None:
+                fields["load"] = LoadSpec(**fields["load"])
             if fields["layout"] not in LAYOUTS:
                 raise ValueError(fields["layout"])
             return cls(**fields)
@@ -128,7 +166,7 @@ def sample_probe(rng: np.random.Generator) -> ProbeSpec:
         rng: the one generator that draws everything.
 
     Returns:
-        A specification of 1 to 12 layers at 3 to 320 pixels.
+        A specification of 1 to 16 layers at 3 to 320 pixels.
     """
     size = _SIZES[int(rng.choice(len(_SIZES), p=[s.share for s in _SIZES]))]
     while True:
@@ -156,27 +194,38 @@ def build_probe(spec: ProbeSpec, batch: int = 1, seed: int | None = 0) -> onnx.M
     x = _begin(builder, spec)
     for index, layer in enumerate(spec.layers):
         x = build_layer(builder, f"layers.{index}", x, layer, spec.layout)
-    return builder.finish(_end(builder, spec, x))
+    outputs = [_end(builder, spec, x)]
+    if spec.load is not None:
+        outputs.append(_loaded(builder, spec.load, batch))
+    return builder.finish(*outputs)
 
 
 def _draw_probe(rng: np.random.Generator, size: _Size) -> ProbeSpec:
     """A probe whose layers are added as long as they fit into its class of sizes."""
-    from dataclasses import replace
-
     spec = _draw_input(rng)
     builder = GraphBuilder(_input_shape(spec, 1), None)
     x = _begin(builder, spec)
     layers: list[LayerSpec] = []
-    for index in range(int(rng.integers(3, _MAX_LAYERS + 1))):
+    repeats, misses, layer = 0, 0, LayerSpec("", 0)
+    wanted_layers = int(rng.integers(3, _MAX_LAYERS + 1))
+    while len(layers) < wanted_layers and misses < _MAX_MISSES:
         width, side = _width_and_side(builder.shapes[x], spec.layout)
         stem = spec.layout == "image" and width == 3 and not layers
-        layer = draw_layer(rng, spec.layout, width, side, "dense" if stem else None)
+        if repeats:
+            repeats -= 1
+            layer = replace(layer, stride=1)
+        else:
+            layer = draw_layer(rng, spec.layout, width, side, "dense" if stem else None)
+            repeats = 0 if stem else int(rng.choice(_REPEATS, p=_REPEAT_ODDS)) - 1
         if stem and rng.random() < 0.75:
             layer = replace(layer, stride=2, dilation=1)
-        y = build_layer(builder, f"layers.{index}", x, layer, spec.layout)
+        mark = builder.mark()
+        y = build_layer(builder, f"layers.{len(layers)}", x, layer, spec.layout)
         too_large = builder.madds > size.madds or builder.weights > size.weights
         if too_large or builder.peak > size.peak or min(builder.shapes[y]) < 1:
-            break
+            builder.rewind(mark)
+            repeats, misses = 0, misses + 1
+            continue
         layers.append(layer)
         x = y
     if size.ballast or rng.random() < 0.6:
@@ -191,7 +240,29 @@ def _draw_probe(rng: np.random.Generator, size: _Size) -> ProbeSpec:
     wanted = bool(size.ballast) or (spec.classes > 0 and rng.random() < 0.2)
     if spec.layout == "image" and wanted and 0 < inputs * hidden <= room:
         spec = replace(spec, hidden=hidden)
+    if size.loaded and rng.random() < _LOAD_SHARE:
+        spec = replace(spec, load=_draw_load(rng))
     return replace(spec, layers=tuple(layers))
+
+
+def _draw_load(rng: np.random.Generator) -> LoadSpec:
+    """A load that takes a tenth of a millisecond to some tens of them."""
+    least, most = _LOAD_MADDS
+    madds = math.exp(rng.uniform(math.log(least), math.log(most)))
+    side = int(rng.choice((7, 10, 14, 14, 20, 28, 28, 40, 56)))
+    kernel = int(rng.choice((1, 3), p=(0.35, 0.65)))
+    layers = int(rng.integers(1, 5))
+    channels = round(math.sqrt(madds / layers) / (side * kernel) / 8) * 8
+    channels = min(max(channels, 16), 768)
+    return LoadSpec(side, channels, kernel, layers)
+
+
+def _loaded(b: GraphBuilder, load: LoadSpec, batch: int) -> str:
+    x = b.input("load", (batch, load.channels, load.side, load.side))
+    for index in range(load.layers):
+        y = b.conv(f"load.{index}", x, load.channels, load.kernel)
+        x = b.activation(f"load.{index}.act", y, "relu")
+    return x
 
 
 def _draw_input(rng: np.random.Generator) -> ProbeSpec:

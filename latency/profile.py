@@ -546,8 +546,8 @@ def _finish(writer: CardWriter, path: Path, rules: FusionRules) -> None:
     try:
         card = DeviceCard.open(path)
         predictor = Predictor.fit(card)
-        validation = {**predictor.validation, "preempted": card.preempted}
-        derived["fit"] = predictor.to_bytes()
+        validation, derived["fit"] = predictor.validation, predictor.to_bytes()
+        writer.put(preempted=card.preempted)
     except AutospaceError as error:
         validation = {"networks": 0, "note": str(error)}
     writer.finish(validation, derived)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-__all__ = ["FamilyRegressor", "Sample", "Samples"]
+__all__ = ["Described", "FamilyRegressor", "Sample", "Samples"]
 
 _TICK_MS = 0.002
 """The profiler counts microseconds, so that shorter kernels carry less information."""
@@ -53,6 +53,48 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
+class Described:
+    """What of kernels does not depend on their network, as arrays.
+
+    Attributes:
+        features: see `latency.features.own_features`, shape `(kernels, own features)`.
+        labels: see `latency.features.kernel_labels`, of each kernel.
+        terms: of the roofline, shape `(kernels, terms)`.
+    """
+
+    features: Array
+    labels: tuple[tuple[str, ...], ...]
+    terms: Array
+
+    @classmethod
+    def of(cls, kernels: Sequence[Kernel]) -> Self:
+        """From kernels, at least one."""
+        import numpy as np
+
+        # A kernel that occurs again is mostly the same object.
+        known: dict[int, tuple[list[float], tuple[str, ...], tuple[float, ...]]] = {}
+        found = []
+        for kernel in kernels:
+            own = known.get(id(kernel))
+            if own is None:
+                own = own_features(kernel), kernel_labels(kernel), roofline_terms(kernel)
+                known[id(kernel)] = own
+            found.append(own)
+        return cls(
+            np.array([features for features, _, _ in found]),
+            tuple(labels for _, labels, _ in found),
+            np.array([terms for _, _, terms in found]),
+        )
+
+    def within(self, surroundings: Sequence[Context]) -> Array:
+        """All features of the kernels, in their networks; shape `(kernels, features)`."""
+        import numpy as np
+
+        around = np.array([context_features(context) for context in surroundings])
+        return np.hstack([self.features, around])
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Many samples of one family as arrays, so that nothing is worked out twice.
 
@@ -75,12 +117,11 @@ class Samples:
         """From single samples, at least one."""
         import numpy as np
 
-        features, labels, terms = _described(
-            [s.kernel for s in samples], [s.context for s in samples]
-        )
+        own = Described.of([s.kernel for s in samples])
+        features = own.within([s.context for s in samples])
         times = np.array([s.time_ms for s in samples])
         few = np.sqrt(np.maximum(1.0, _FEW_VISITS / np.array([s.visits for s in samples])))
-        return cls(features, labels, terms, times, (1.0 + (_TICK_MS / times) ** 2) * few)
+        return cls(features, own.labels, own.terms, times, (1.0 + (_TICK_MS / times) ** 2) * few)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,7 +172,7 @@ class FamilyRegressor:
         return cls(roofline, labels, GaussianProcess.fit(points, values, samples.doubt, effort))
 
     def predict(
-        self, kernels: Sequence[Kernel], surroundings: Sequence[Context]
+        self, kernels: Sequence[Kernel] | Described, surroundings: Sequence[Context]
     ) -> tuple[Array, Array]:
         """Milliseconds of each kernel, and the standard deviation of their logarithm.
 
@@ -144,12 +185,23 @@ class FamilyRegressor:
         """
         import numpy as np
 
-        features, labels, terms = _described(kernels, surroundings)
-        base = self.roofline.predict(terms)
+        own = kernels if isinstance(kernels, Described) else Described.of(kernels)
+        base = self.roofline.predict(own.terms)
         if self.process is None:
-            return base, np.full(len(kernels), _SCARCE_DEVIATION)
-        mean, variance = self.process.predict(self._points(features, labels))
+            return base, np.full(len(base), _SCARCE_DEVIATION)
+        points = self._points(own.within(surroundings), own.labels)
+        mean, variance = self.process.predict(points)
         return base * np.exp(mean), np.sqrt(variance)
+
+    def times_ms(self, kernels: Described, surroundings: Sequence[Context]) -> Array:
+        """The times of `predict` alone, which cost much less; shape `(kernels,)`."""
+        import numpy as np
+
+        base = self.roofline.predict(kernels.terms)
+        if self.process is None:
+            return base
+        points = self._points(kernels.within(surroundings), kernels.labels)
+        return np.asarray(base * np.exp(self.process.mean(points)))
 
     def residuals(self, samples: Samples) -> Array:
         """Logarithm of each sample's time over what `predict` says; shape `(samples,)`."""
@@ -211,24 +263,3 @@ class FamilyRegressor:
                 if label in place:
                     marks[row, place[label]] = 1.0
         return np.hstack([features, marks])
-
-
-def _described(
-    kernels: Sequence[Kernel], surroundings: Sequence[Context]
-) -> tuple[Array, tuple[tuple[str, ...], ...], Array]:
-    """Features, labels, and terms of the roofline of each kernel."""
-    import numpy as np
-
-    # A kernel that occurs again is mostly the same object.
-    known: dict[int, tuple[list[float], tuple[str, ...], tuple[float, ...]]] = {}
-    found = []
-    for kernel in kernels:
-        if id(kernel) not in known:
-            known[id(kernel)] = own_features(kernel), kernel_labels(kernel), roofline_terms(kernel)
-        found.append(known[id(kernel)])
-    around = np.array([context_features(context) for context in surroundings])
-    return (
-        np.hstack([np.array([own for own, _, _ in found]), around]),
-        tuple(labels for _, labels, _ in found),
-        np.array([terms for _, _, terms in found]),
-    )

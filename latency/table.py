@@ -1,10 +1,10 @@
 """The lookup table: what each kernel took in its place inside the measured networks.
 
-Slow phases of the machine come and go, and nothing makes a run faster than it is. So a network's
-kernels are taken from its quickest quarter of profiled runs, over all visits, and its latency from
-its fastest run: with a handful of visits both are steadier than medians (two halves of six visits
-disagreed by 0.7 % in their fastest run and by 1.4 % in their `latency_ms`; sums of kernels were 1.0
-instead of 1.5 % off the whole). How much `latency_ms` is above the fastest run is about the same
+Slow phases of the machine come and go, and nothing makes a run faster than it is. So each kernel's
+time is the mean of the quickest quarter of its profiled runs, over all visits, and a network's
+latency comes from its fastest run: with a handful of visits both are steadier than medians (two
+halves of six visits disagreed by 0.7 % in their fastest run and by 1.4 % in their `latency_ms`).
+How much `latency_ms` is above the fastest run is about the same
 for all networks, and one factor for the whole card; with many visits a network has its own.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-__all__ = ["KernelRow", "KernelTable", "NetworkRow"]
+__all__ = ["KernelRow", "KernelTable", "NetworkRow", "repeatability"]
 
 
 _FEW_RUNS = 3
@@ -126,7 +126,7 @@ class KernelTable:
                     whole_ms=whole_ms,
                     rows=tuple(rows),
                     times_ms=tuple(times),
-                    contexts=contexts(network.kernels, network.sources),
+                    contexts=contexts(network.kernels, network.sources, times),
                     visits=len(network.visits),
                 )
             )
@@ -182,6 +182,18 @@ class KernelTable:
         return tuple(line(row) for row in ordered)
 
 
+def repeatability(network: CardNetwork) -> float | None:
+    """How far two halves of a network's visits disagree on what the table takes of it.
+
+    None with fewer than four visits.
+    """
+    if len(network.visits) < 4:
+        return None
+    fastest = [min(v.visit.samples_ms) for v in network.visits]
+    low, high = sorted(min(fastest[half::2]) for half in (0, 1))
+    return high / low - 1
+
+
 def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[float]:
     """`latency_ms` of each network: its own with many visits, else by its fastest run."""
     own = [card.measurement(network).latency_ms for network in networks]
@@ -195,14 +207,16 @@ def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[float]
 
 
 def _kernel_times(network: CardNetwork) -> list[float]:
-    """Time of each kernel of a network, in milliseconds, in order.
+    """Time of each kernel of a network, in milliseconds, in order: its own quickest quarter.
 
     The profiler counts whole microseconds: a mean over the quickest runs keeps what a median of a
-    few small whole numbers would round away.
+    few small whole numbers would round away. Runs that are quick as a whole are slow somewhere, so
+    each kernel has quickest runs of its own.
     """
     import numpy as np
 
     visits = [v for v in network.visits if v.kernel_ms.size]
     runs: Array = np.concatenate([v.kernel_ms for v in visits], axis=1).astype(np.float64)
-    quickest = np.argsort(runs.sum(axis=0))[: max(_FEW_RUNS, runs.shape[1] // 4)]
-    return [float(x) for x in runs[:, quickest].mean(axis=1)]
+    count = min(max(_FEW_RUNS, runs.shape[1] // 4), runs.shape[1])
+    quickest = np.partition(runs, count - 1, axis=1)[:, :count]
+    return [float(x) for x in quickest.mean(axis=1)]

@@ -215,7 +215,7 @@ def test_a_kernel_alone_is_that_kernel(kernel: Kernel) -> None:
 
 def test_padded_depthwise_kernels_are_built_with_their_own_channels() -> None:
     padded = conv(
-        family="conv_grouped",
+        family="conv_depthwise",
         inputs=((1, 24, 14, 14),),
         outputs=((1, 24, 14, 14),),
         weights=((32, 1, 3, 3), (32,)),

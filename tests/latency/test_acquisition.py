@@ -31,5 +31,5 @@ def test_the_same_generator_chooses_the_same(acquisition: Acquisition) -> None:
 
 def test_what_is_far_from_everything_is_more_uncertain(acquisition: Acquisition) -> None:
     near = ProbeSpec("image", 14, 64, (LayerSpec("pointwise", 64, kernel=1),))
-    far = ProbeSpec("image", 3, 3, (LayerSpec("pointwise", 2048, kernel=1),))
+    far = ProbeSpec("image", 3, 2000, (LayerSpec("dense", 2048, kernel=7),))
     assert acquisition.uncertainty(far) > acquisition.uncertainty(near)

@@ -30,7 +30,7 @@ def test_by_hand_with_a_residual() -> None:
         kernel(10, out=20, weights=7),
         kernel(20, 10, out=20),
     ]
-    a, b, c = contexts(kernels, [(-1,), (0,), (1, 0)])
+    a, b, c = contexts(kernels, [(-1,), (0,), (1, 0)], [0.5, 2.0, 1.0])
     # Touched by a: 15 numbers, by b: 27, by c: 20; together 62.
     assert {x.footprint_bytes for x in (a, b, c)} == {4 * 62}
     # The network's input was made before everything: as old as a whole run, and itself.
@@ -40,18 +40,29 @@ def test_by_hand_with_a_residual() -> None:
     # c's first input is b's output; the residual from a has waited while b was touched.
     assert c.input_age_bytes == 4 * 20
     assert c.oldest_age_bytes == 4 * (27 + 10)
+    assert [x.absence_ms for x in (a, b, c)] == [3.0, 1.5, 2.5]
+
+
+def test_time_since_the_same_operation_ran() -> None:
+    """conv, pool, conv, conv, and again from the beginning."""
+    conv, pool = kernel(4, out=4), Kernel("pool", "MaxPool", ((1, 4),), ((1, 4),))
+    times = [1.0, 2.0, 4.0, 8.0]
+    found = contexts([conv, pool, conv, conv], [(i - 1,) for i in range(4)], times)
+    # The first convolution follows the last of the run before; the pool waits a whole run.
+    assert [x.kin_ms for x in found] == [0.0, 13.0, 2.0, 0.0]
+    (alone,) = contexts([conv], [(-1,)], [3.0])
+    assert alone.kin_ms == alone.absence_ms == 0.0
 
 
 def test_missing_sources_count_as_inputs_of_the_network() -> None:
-    known = contexts([kernel(4, 4, out=4)], [(-1, -1)])
-    assert (
-        contexts([kernel(4, 4, out=4)], [()]) == contexts([kernel(4, 4, out=4)], [(-1,)]) == known
-    )
+    known = contexts([kernel(4, 4, out=4)], [(-1, -1)], [1.0])
+    assert contexts([kernel(4, 4, out=4)], [()], [1.0]) == known
+    assert contexts([kernel(4, 4, out=4)], [(-1,)], [1.0]) == known
 
 
 def test_the_type_counts() -> None:
     (single,), (half,) = (
-        contexts([kernel(4, out=4, weights=2, dtype=dtype)], [(-1,)])
+        contexts([kernel(4, out=4, weights=2, dtype=dtype)], [(-1,)], [1.0])
         for dtype in ("float32", "float16")
     )
     assert single.footprint_bytes == 2 * half.footprint_bytes
@@ -59,21 +70,21 @@ def test_the_type_counts() -> None:
 
 
 def test_nothing() -> None:
-    assert contexts([], []) == ()
+    assert contexts([], [], []) == ()
     bare = Kernel("other", "Constant", (), ((2,),))
-    assert contexts([bare], [()]) == (Context(8, 0, 0),)
+    assert contexts([bare], [()], [1.0]) == (Context(8, 0, 0, 0.0, 0.0),)
 
 
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="argument"):
-        contexts([kernel(1, out=1)], [])
+        contexts([kernel(1, out=1)], [], [1.0])
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=8))
 def test_a_chain_has_no_waiting_inputs(sizes: list[tuple[int, int]]) -> None:
     widths = [3, *(out for out, _ in sizes)]
     chain = [kernel(n, out=out, weights=w) for n, (out, w) in zip(widths, sizes, strict=False)]
-    found = contexts(chain, [(place - 1,) for place in range(len(chain))])
+    found = contexts(chain, [(place - 1,) for place in range(len(chain))], [1.0] * len(chain))
     for item, around in zip(chain[1:], found[1:], strict=True):
         assert around.input_age_bytes == around.oldest_age_bytes == item.bytes_in
     assert len({around.footprint_bytes for around in found}) == 1
@@ -88,7 +99,7 @@ def test_a_residual_of_a_real_graph_is_the_older_input(runtime: str) -> None:
     model = g.finish(g.add("d", g.conv("e", y, 16), x))
     compiled = get_runtime(runtime).compile(model.SerializeToString(), RuntimeSettings())
     nodes = KernelGraph.from_compiled(model, compiled.data).kernels
-    found = contexts([n.kernel for n in nodes], [n.sources for n in nodes])
+    found = contexts([n.kernel for n in nodes], [n.sources for n in nodes], [1.0] * len(nodes))
     place = next(i for i, n in enumerate(nodes) if "d/Add" in n.nodes)
     assert len(nodes[place].kernel.inputs) == 2
     waited = found[place].oldest_age_bytes - found[place].input_age_bytes

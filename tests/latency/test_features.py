@@ -19,7 +19,9 @@ from latency.features import (
 )
 from latency.kernel import FAMILIES, Kernel
 
-AROUND = Context(footprint_bytes=4000, input_age_bytes=40, oldest_age_bytes=80)
+AROUND = Context(
+    footprint_bytes=4000, input_age_bytes=40, oldest_age_bytes=80, absence_ms=2.0, kin_ms=0.1
+)
 
 shapes = st.lists(st.integers(0, 3000), max_size=5).map(tuple)
 some = st.lists(shapes, max_size=3).map(tuple)
@@ -45,7 +47,7 @@ odd_kernels = st.builds(
     attributes=attributes,
 )
 bytes_ = st.integers(0, 10**12)
-surroundings = st.builds(Context, bytes_, bytes_, bytes_)
+surroundings = st.builds(Context, bytes_, bytes_, bytes_, *[st.floats(0, 1e6)] * 2)
 
 
 def feature(kernel: Kernel, name: str) -> float:
@@ -73,7 +75,8 @@ class TestAll:
     @pytest.mark.parametrize("name", list(MODELS))
     def test_kernels_of_real_networks(self, name: str) -> None:
         nodes = graph_of(MODELS[name]).kernels
-        around = contexts([n.kernel for n in nodes], [n.sources for n in nodes])
+        times = [1.0] * len(nodes)
+        around = contexts([n.kernel for n in nodes], [n.sources for n in nodes], times)
         found = [kernel_features(n.kernel, a) for n, a in zip(nodes, around, strict=True)]
         array = np.array(found)
         assert array.shape == (len(nodes), len(FEATURES)) and np.isfinite(array).all()
@@ -154,7 +157,7 @@ class TestSurroundings:
     def test_they_level_off(self) -> None:
         """Beyond the caches it makes no difference how far beyond; see the docstring."""
         sizes = [10**n for n in range(3, 12)]
-        found = [context_features(Context(n, n, n)) for n in sizes]
+        found = [context_features(Context(n, n, n, n * 1e-6, n * 1e-6)) for n in sizes]
         assert found == sorted(found) and found[0] < found[1] < found[2]
         assert found[-1] == found[-2] == found[-3]
 

@@ -212,3 +212,35 @@ def test_versions() -> None:
     model = builder.finish(builder.softmax("a", "input"))
     assert model.ir_version == IR_VERSION
     assert [o.version for o in model.opset_import] == [OPSET]
+
+
+def test_what_was_written_since_a_mark_is_taken_back() -> None:
+    def written(detour: bool) -> onnx.ModelProto:
+        builder = GraphBuilder((1, 8, 9, 9), np.random.default_rng(0))
+        x = builder.activation("a.act", builder.conv("a", "input", 16, 3), "relu")
+        if detour:
+            mark = builder.mark()
+            y = builder.activation("b.act", builder.conv("b", x, 64, 7), "gelu")
+            assert builder.madds > mark.madds and builder.peak > mark.peak
+            builder.rewind(mark)
+            assert y not in {name for node in builder.finish(x).graph.node for name in node.input}
+        y = builder.activation("b.act", builder.conv("b", x, 12, 1), "gelu")
+        sizes.append((builder.madds, builder.weights, builder.peak))
+        return builder.finish(y)
+
+    sizes: list[tuple[int, int, int]] = []
+    straight, detoured = written(False), written(True)
+    assert [n.name for n in straight.graph.node] == [n.name for n in detoured.graph.node]
+    names = [[t.name for t in m.graph.initializer] for m in (straight, detoured)]
+    assert names[0] == names[1] and sizes[0] == sizes[1]
+    onnx.checker.check_model(detoured, full_check=True)
+
+
+def test_another_input_and_output() -> None:
+    builder = GraphBuilder((1, 4), np.random.default_rng(0))
+    beside = builder.softmax("b", builder.input("beside", (2, 3)))
+    model = builder.finish(builder.softmax("a", "input"), beside)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    feed = {"input": np.zeros((1, 4), np.float32), "beside": np.zeros((2, 3), np.float32)}
+    one, other = session.run(None, feed)
+    assert one.shape == (1, 4) and np.allclose(other, 1 / 3) and other.shape == (2, 3)

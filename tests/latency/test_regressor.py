@@ -10,13 +10,19 @@ from test_roofline import convolution
 from latency.context import Context
 from latency.features import FEATURES, kernel_features
 from latency.kernel import Kernel
-from latency.regressor import FamilyRegressor, Sample, Samples
+from latency.regressor import Described, FamilyRegressor, Sample, Samples
 from latency.roofline import roofline_terms
 
 CHANNELS = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128)
 SIDES = (7, 10, 14, 20, 28, 40, 56)
 PLACES = [(c, s) for c in CHANNELS for s in SIDES]
-CALM = Context(footprint_bytes=1_000_000, input_age_bytes=50_000, oldest_age_bytes=50_000)
+CALM = Context(
+    footprint_bytes=1_000_000,
+    input_age_bytes=50_000,
+    oldest_age_bytes=50_000,
+    absence_ms=3.0,
+    kin_ms=0.1,
+)
 
 
 def truth(channels: int, side: int) -> float:
@@ -58,14 +64,37 @@ class TestInside:
         for channels, side in PLACES * 3:
             footprint = int(10 ** rng.uniform(4, 7))
             slower = 1.3 if footprint > 300_000 else 1.0
-            around = Context(footprint, 50_000, 50_000)
+            around = Context(footprint, 50_000, 50_000, 3.0, 0.1)
             time_ms = truth(channels, side) * slower
             many.append(Sample(convolution(channels, side), around, time_ms, 6))
         regressor = FamilyRegressor.fit(Samples.of(many))
         kernel = convolution(48, 28)
-        around = [Context(n, 50_000, 50_000) for n in (30_000, 5_000_000)]
+        around = [Context(n, 50_000, 50_000, 3.0, 0.1) for n in (30_000, 5_000_000)]
         found, _ = regressor.predict([kernel, kernel], around)
         assert found[1] / found[0] == pytest.approx(1.3, rel=0.1)
+
+    def test_time_since_the_last_run_counts(self) -> None:
+        """A cache that is shared with others forgets while nothing is touched."""
+        rng = np.random.default_rng(0)
+        many = []
+        for channels, side in PLACES * 3:
+            absence_ms = float(10 ** rng.uniform(-1, 1.5))
+            slower = 1.5 if absence_ms > 3 else 1.0
+            around = Context(1_000_000, 50_000, 50_000, absence_ms, 0.1)
+            many.append(
+                Sample(convolution(channels, side), around, truth(channels, side) * slower, 6)
+            )
+        regressor = FamilyRegressor.fit(Samples.of(many))
+        kernel = convolution(48, 28)
+        around = [Context(1_000_000, 50_000, 50_000, ms, 0.1) for ms in (0.3, 20.0)]
+        found, _ = regressor.predict([kernel, kernel], around)
+        assert found[1] / found[0] == pytest.approx(1.5, rel=0.1)
+
+    def test_times_alone_are_those_of_predict(self, fitted: FamilyRegressor) -> None:
+        kernels = [convolution(48, 24), convolution(64, 9)]
+        found, _ = fitted.predict(kernels, [CALM, CALM])
+        alone = fitted.times_ms(Described.of(kernels), [CALM, CALM])
+        np.testing.assert_allclose(alone, found, rtol=1e-12)
 
     def test_labels_count(self) -> None:
         many = []
@@ -96,7 +125,7 @@ class TestInside:
 
     def test_equal_kernels_are_worked_out_once_and_rightly(self, fitted: FamilyRegressor) -> None:
         one, other = convolution(48, 24), convolution(64, 9)
-        around = [Context(10**n, 10, 10) for n in range(4, 8)]
+        around = [Context(10**n, 10, 10, 3.0, 0.1) for n in range(4, 8)]
         together, _ = fitted.predict([one, other, one, one], around)
         alone = [
             float(fitted.predict([k], [c])[0][0])

@@ -50,12 +50,12 @@ class TimedRuntime(SimulatedRuntime):
         self.stop_at: int | None = None
         self.visits = 0
 
-    def load(self, compiled, settings) -> SimulatedModel:
+    def load(self, compiled, settings, profiling=False) -> SimulatedModel:
         if self.stop_at is not None and self.visits >= self.stop_at:
             raise KeyboardInterrupt
         self.visits += 1
         self.clock.now_s += VISIT_S
-        return super().load(compiled, settings)
+        return super().load(compiled, settings, profiling)
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """The lookup table adds up to the networks that it came from."""
 
+import numpy as np
 import pytest
 
+from devices.measurement import Visit
 from devices.runtimes.simulated import RUN_MS
 from latency import DeviceCard
+from latency.card import CardNetwork, CardVisit
 from latency.context import contexts
-from latency.table import KernelTable
+from latency.table import KernelTable, repeatability
 
 
 def test_simulated_times_are_the_formula_s(simulated_card: DeviceCard) -> None:
@@ -34,7 +37,7 @@ def test_leaving_a_network_out(real_card: DeviceCard) -> None:
 def test_surroundings_are_the_network_s(real_card: DeviceCard) -> None:
     table = KernelTable.from_card(real_card)
     for row, network in zip(table.networks, real_card.networks, strict=True):
-        assert row.contexts == contexts(network.kernels, network.sources)
+        assert row.contexts == contexts(network.kernels, network.sources, row.times_ms)
         assert len(row.contexts) == len(row.rows) == len(row.times_ms)
         assert row.visits == len(network.visits) and row.kind == network.kind
 
@@ -52,3 +55,16 @@ def test_a_shorter_card_has_a_shorter_table(real_card: DeviceCard) -> None:
     whole = KernelTable.from_card(real_card)
     assert 0 < len(table.networks) <= len(whole.networks)
     assert sum(n.visits for n in table.networks) < sum(n.visits for n in whole.networks)
+
+
+def test_repeatability_compares_the_fastest_runs_of_two_halves() -> None:
+    def network(*fastest: float) -> CardNetwork:
+        visits = tuple(
+            CardVisit(i, 0.0, Visit((ms, 9 * ms), 1.0, 1.0), np.zeros((0, 0), np.float32))
+            for i, ms in enumerate(fastest)
+        )
+        return CardNetwork("a", "probe", "", (), (), (), visits)
+
+    assert repeatability(network(1.0, 1.0, 1.0)) is None
+    assert repeatability(network(1.0, 1.1, 5.0, 1.3)) == pytest.approx(0.1)
+    assert repeatability(network(1.1, 1.0, 5.0, 1.3)) == pytest.approx(0.1)
