@@ -36,7 +36,7 @@ from latency.measure import (
     match_kernels,
     naming,
 )
-from latency.schedule import Schedule
+from latency.schedule import LIGHT_PROBES, Schedule
 
 if TYPE_CHECKING:
     import onnx
@@ -288,8 +288,8 @@ class _Profiler:
         from latency.probes import build_probe, model_digest, sample_probe
 
         rng = np.random.default_rng([self.seed, 2, index])
-        chooser = self.acquisition if index % 2 else None
-        spec = chooser.choose(rng) if chooser else sample_probe(rng)
+        chooser = self.acquisition if index % 2 and index >= LIGHT_PROBES else None
+        spec = chooser.choose(rng) if chooser else sample_probe(rng, light=index < LIGHT_PROBES)
         model = build_probe(spec, self.settings.batch)
         network = self._add(
             f"{CHOSEN if chooser else 'probe-'}{self.seed}-{index}",

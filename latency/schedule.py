@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["AGES", "MAX_PROBES", "MIN_PROBES", "PROBES_BY_ROUNDS", "Schedule"]
+__all__ = ["AGES", "LIGHT_PROBES", "MAX_PROBES", "MIN_PROBES", "PROBES_BY_ROUNDS", "Schedule"]
 
 AGES = (0, 1, 2, 4, 8, 12)
 """Rounds after its own in which a probe is visited."""
 GENERATION = 24
 """Probes added in one round."""
+LIGHT_PROBES = 96
+"""The first probes are quick, so that a profile of a minute has seen every operation."""
 MAX_PROBES = 6000
 """More probes than this gain little, and a card should stay small enough to be mailed."""
 MIN_PROBES = 6

@@ -4,8 +4,8 @@ Slow phases of the machine come and go, and nothing makes a run faster than it i
 time is the mean of the quickest quarter of its profiled runs, over all visits, and a network's
 latency comes from its fastest run: with a handful of visits both are steadier than medians (two
 halves of six visits disagreed by 0.7 % in their fastest run and by 1.4 % in their `latency_ms`).
-How much `latency_ms` is above the fastest run is about the same
-for all networks, and one factor for the whole card; with many visits a network has its own.
+How much `latency_ms` is above the fastest run is about the same for all networks, and one factor
+for the whole card; with many visits a network has its own.
 """
 
 from __future__ import annotations

@@ -151,6 +151,12 @@ class TestSampling:
         assert sum(madds < 150e6 for madds in added) > len(added) / 4
         assert sum(madds > 150e6 for madds in added) > len(added) / 4
 
+    def test_light_ones_take_little_time(self) -> None:
+        found = [sample_probe(np.random.default_rng([7, i]), light=True) for i in range(60)]
+        assert not any(spec.load for spec in found)
+        madds = [sizes(build_probe(spec, seed=None))[0] for spec in found]
+        assert max(madds) < 400e6 and {spec.layout for spec in found} == set(LAYOUTS)
+
     def test_a_load_changes_nothing_of_the_probe(self) -> None:
         spec = next(spec for spec in specs() if spec.load)
         rng = np.random.default_rng(0)

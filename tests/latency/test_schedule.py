@@ -72,7 +72,7 @@ Timed = Callable[..., DeviceCard]
 def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Timed:
     """Profiles by the clock above, with probes of one layer and without a fit."""
 
-    def tiny(rng: np.random.Generator) -> ProbeSpec:
+    def tiny(rng: np.random.Generator, light: bool = False) -> ProbeSpec:
         return ProbeSpec("image", 4, int(rng.integers(3, 500)), (LayerSpec("pointwise", 4),))
 
     def finish(writer: CardWriter, *_: object) -> None:
