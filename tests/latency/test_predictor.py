@@ -138,7 +138,7 @@ class TestHits:
     def test_few_visits_are_no_hit(self, tmp_path: Path) -> None:
         card = profile_device(tmp_path / "a.card", runtime="simulated", rounds=1, probes=20)
         network = card.networks[-1]
-        model = build_probe(sample_probe(np.random.default_rng([0, 2, 19])))
+        model = build_probe(sample_probe(np.random.default_rng([0, 2, 19]), light=True))
         assert network.digest == model_digest(model)
         found = Predictor.from_card(card).predict(model)
         assert "regressed" in {k.source for k in found.kernels}
