@@ -198,17 +198,17 @@ class Measurement:
 
     @property
     def p50_ms(self) -> float:
-        """Median of all samples as seen, disturbance included."""
+        """Median of all samples as seen, slow phases included; lost cores are not."""
         return _quantile(self._sorted_samples, 0.50)
 
     @property
     def p90_ms(self) -> float:
-        """90th percentile of all samples as seen, disturbance included."""
+        """90th percentile of all samples as seen, slow phases included; lost cores are not."""
         return _quantile(self._sorted_samples, 0.90)
 
     @property
     def p99_ms(self) -> float:
-        """99th percentile of all samples as seen, disturbance included."""
+        """99th percentile of all samples as seen, slow phases included; lost cores are not."""
         return _quantile(self._sorted_samples, 0.99)
 
     @property

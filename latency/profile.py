@@ -543,11 +543,11 @@ def _finish(writer: CardWriter, path: Path, rules: FusionRules) -> None:
     from latency.predictor import Predictor
 
     derived = {"fusion": json.dumps(rules.to_json(), sort_keys=True).encode()}
+    card = DeviceCard.open(path)
+    writer.put(preempted=card.preempted)
     try:
-        card = DeviceCard.open(path)
         predictor = Predictor.fit(card)
         validation, derived["fit"] = predictor.validation, predictor.to_bytes()
-        writer.put(preempted=card.preempted)
     except AutospaceError as error:
         validation = {"networks": 0, "note": str(error)}
     writer.finish(validation, derived)

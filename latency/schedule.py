@@ -19,7 +19,7 @@ AGES = (0, 1, 2, 4, 8, 12)
 GENERATION = 24
 """Probes added in one round."""
 LIGHT_PROBES = 96
-"""The first probes are quick, so that a profile of a minute has seen every operation."""
+"""The first probes are quick ones, so that a short profile still sees many kinds of layers."""
 MAX_PROBES = 6000
 """More probes than this gain little, and a card should stay small enough to be mailed."""
 MIN_PROBES = 6
