@@ -103,7 +103,7 @@ Answers = Mapping[str, Answer]
 
 
 def read_truth(card: DeviceCard) -> tuple[Truth, ...]:
-    """The networks of a card that `benchmarks.truth.measure_truth` made."""
+    """The networks of a card that `benchmarks.truth.TruthSeries` made."""
     rows = {row.name: row for row in KernelTable.from_card(card).networks}
     found = []
     for network in card.networks:

@@ -79,7 +79,7 @@ def report_lines(result: Mapping[str, Any]) -> list[str]:
         _conditions_line(result["conditions"]),
         *(f"note: {warning}" for warning in result["warnings"]),
         f"profile: {profile['networks']} networks, {profile['kernels']} kernels, "
-        f"{profile['visits']} visits; measured in this order: {_order(result['order'])}.",
+        f"{profile['visits']} visits; begun in this order: {_order(result['order'])}.",
         *_truth_lines(result["truth"]),
         *(line for table in tables if table.rows for line in table.lines()),
         "",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,8 +28,9 @@ from devices.runtimes import get_runtime
 from devices.runtimes.base import RuntimeSettings
 from latency.card import CardVisit, CardWriter, DeviceCard
 from latency.graph_builder import IR_VERSION, OPSET
+from latency.graph_store import GraphStore
 from latency.kernel import Kernel
-from latency.measure import GraphStore, Visitor, compile_named
+from latency.measure import Visitor, compile_named
 
 if TYPE_CHECKING:
     import onnx
@@ -91,9 +91,8 @@ def measure_isolated(
     kernels = _distinct([t for t in truths if t.name in set(names)])
     with ExitStack() as stack:
         stack.enter_context(writer)
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autospace-graphs-"))
+        store = stack.enter_context(GraphStore.temporary())
         visitor = stack.enter_context(Visitor(engine, settings))
-        store = GraphStore(Path(folder))
         numbers = {name: known[0] for name, known in writer.networks().items()}
         for name, kernel in {EMPTY: None, **kernels}.items():
             model = isolated_model(kernel) if kernel else _empty_model()

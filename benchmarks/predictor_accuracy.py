@@ -1,11 +1,12 @@
 """How good latency predictions are, beside simpler methods: measures, and reports.
 
 ``python -m benchmarks.predictor_accuracy [--threads 1] [--minutes 30]``. First the device is
-profiled as any user would do it (probe networks only), then the truth is measured
-(`benchmarks.truth`), then kernels alone (`benchmarks.isolated`), sweeps (`benchmarks.sweeps`) and
-the speed of predicting. Everything measured is kept in a folder as it is measured: killed at any
-time, the same command goes on. ``--report-only`` measures nothing and reports what the folder
-holds. Shorter profiles are what the first minutes of the long one were.
+profiled as any user would do it (probe networks only); rounds of the truth (`benchmarks.truth`) are
+measured in pauses of the profile and after it, so that both see the machine in the same state; then
+kernels alone (`benchmarks.isolated`), sweeps (`benchmarks.sweeps`) and the speed of predicting.
+Everything measured is kept in a folder as it is measured: killed at any time, the same command goes
+on. ``--report-only`` measures nothing and reports what the folder holds. Shorter profiles are what
+the first minutes of the long one were.
 
 The exit code is 0 whether or not the goals are met; a miss is printed as one.
 """
@@ -49,7 +50,7 @@ from benchmarks.networks import (
 )
 from benchmarks.prediction_speed import expected_latency_speed, prediction_speed
 from benchmarks.sweeps import SWEEPS, Sweep, sweep_figures, sweep_networks
-from benchmarks.truth import MAX_VISITS, MIN_VISITS, measure_truth
+from benchmarks.truth import MAX_VISITS, MIN_VISITS, TruthSeries
 from devices.errors import AutospaceError, InvalidInputError
 from devices.runtimes.base import RuntimeSettings
 from latency import DeviceCard, Predictor, profile_device
@@ -70,6 +71,9 @@ class Plan:
         folder: for networks and cards.
         settings: threads, precision, batch.
         minutes: of profiling.
+        pauses: minutes of profiling after which rounds of the truth are measured, so that both see
+            the same machine: it may be some percent faster an hour later.
+        pause_rounds: how many in each pause.
         curve: minutes of the shorter profiles that are judged too.
         mobile: networks drawn from the mobile search space.
         sides: their input sizes.
@@ -83,6 +87,8 @@ class Plan:
     folder: Path
     settings: RuntimeSettings
     minutes: float = 30.0
+    pauses: tuple[float, ...] = (3.0, 10.0, 20.0)
+    pause_rounds: int = 2
     curve: tuple[float, ...] = (3.0, 10.0, 30.0)
     mobile: int = 220
     sides: tuple[int, ...] = MOBILE_SIDES
@@ -129,22 +135,14 @@ def measure(plan: Plan, progress: Progress) -> None:
     """Measures what is missing in the folder."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     networks = plan.networks(progress)
-    card = profile_device(
-        plan.profile_card,
-        runtime=plan.runtime,
-        settings=plan.settings,
-        minutes=plan.minutes,
-        progress=_by_tenths(progress, "profile"),
-    )
-    truth = measure_truth(
-        plan.truth_card,
-        networks,
-        plan.settings,
-        lambda text: progress(f"truth, {text}"),
-        max_visits=plan.max_visits,
-        runtime=plan.runtime,
-    )
-    truths = read_truth(truth)
+    stops = (*plan.pauses, None)
+    card = _profile_until(plan, stops[0], progress)
+    with _truth_series(plan, plan.truth_card, networks, progress, "truth") as series:
+        for index, stop in enumerate(stops[1:], 1):
+            series.measure(index * plan.pause_rounds)
+            card = _profile_until(plan, stop, progress)
+        series.measure()
+    truths = read_truth(DeviceCard.open(plan.truth_card))
     measure_isolated(
         plan.isolated_card,
         truths,
@@ -155,14 +153,9 @@ def measure(plan: Plan, progress: Progress) -> None:
     )
     folder = plan.folder / "sweeps"
     folder.mkdir(exist_ok=True)
-    measure_truth(
-        plan.sweeps_card,
-        list(sweep_networks(folder, plan.settings.batch, plan.sweeps)),
-        plan.settings,
-        lambda text: progress(f"sweeps, {text}"),
-        max_visits=MIN_VISITS,
-        runtime=plan.runtime,
-    )
+    sweeps = list(sweep_networks(folder, plan.settings.batch, plan.sweeps))
+    with _truth_series(plan, plan.sweeps_card, sweeps, progress, "sweeps", MIN_VISITS) as series:
+        series.measure()
     progress("speed of predicting")
     predictor, _ = _fitted(plan, card, None)
     speed: dict[str, Any] = {
@@ -172,6 +165,53 @@ def measure(plan: Plan, progress: Progress) -> None:
     }
     speed["expected_latency"] = expected_latency_speed(card)
     write_whole(plan.speed_file, json.dumps(speed).encode())
+
+
+class _Pause(Exception):
+    """Profiling is interrupted, as by a user, and goes on later."""
+
+
+def _profile_until(plan: Plan, pause: float | None, progress: Progress) -> DeviceCard:
+    """Profiles until so many minutes are spent, or to the end; the card."""
+    report = _by_tenths(progress, "profile")
+    if pause is not None and plan.profile_card.exists():
+        card = DeviceCard.open(plan.profile_card)
+        if card.complete or (_minutes(card) or 0.0) >= pause:
+            return card
+
+    def stop(share: float, text: str) -> None:
+        report(share, text)
+        if pause is not None and share * plan.minutes >= pause:
+            raise _Pause
+
+    try:
+        return profile_device(
+            plan.profile_card,
+            runtime=plan.runtime,
+            settings=plan.settings,
+            minutes=plan.minutes,
+            progress=stop,
+        )
+    except _Pause:
+        return DeviceCard.open(plan.profile_card)
+
+
+def _truth_series(
+    plan: Plan,
+    path: Path,
+    networks: Sequence[Network],
+    progress: Progress,
+    label: str,
+    max_visits: int | None = None,
+) -> TruthSeries:
+    return TruthSeries(
+        path,
+        networks,
+        plan.settings,
+        lambda text: progress(f"{label}, {text}"),
+        max_visits=max_visits or plan.max_visits,
+        runtime=plan.runtime,
+    )
 
 
 def compute(plan: Plan, progress: Progress) -> dict[str, Any]:
@@ -431,6 +471,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         folder,
         settings,
         minutes=given.minutes or 0.2,
+        pauses=(0.1,),
         curve=given.curve or (0.1,),
         mobile=6 if given.mobile is None else given.mobile,
         sides=(32, 64),

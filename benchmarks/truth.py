@@ -9,12 +9,12 @@ that an interrupted run goes on.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
+from typing import Self
 
 import numpy as np
 
@@ -23,10 +23,11 @@ from devices.host import read_environment
 from devices.measurement import Measurement
 from devices.onnx_files import fix_shapes, read_onnx
 from devices.runtimes import get_runtime
-from devices.runtimes.base import Runtime, RuntimeSettings
+from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
 from latency.card import CardVisit, CardWriter, DeviceCard
+from latency.graph_store import GraphStore
 from latency.kernel import KernelGraph
-from latency.measure import GraphStore, Visitor, by_position, compile_named, match_kernels
+from latency.measure import Visitor, by_position, compile_named, match_kernels
 from latency.probes import model_digest
 
 __all__ = [
@@ -34,8 +35,8 @@ __all__ = [
     "MAX_MS",
     "MAX_VISITS",
     "MIN_VISITS",
+    "TruthSeries",
     "is_stable",
-    "measure_truth",
     "new_card",
 ]
 
@@ -74,116 +75,131 @@ def new_card(
     )
 
 
-def measure_truth(
-    path: Path,
-    networks: Sequence[Network],
-    settings: RuntimeSettings,
-    progress: Progress,
-    seed: int = 0,
-    max_visits: int = MAX_VISITS,
-    runtime: str = "onnxruntime",
-) -> DeviceCard:
-    """Measures networks into a card of their own; goes on where an earlier run ended.
+class TruthSeries:
+    """Networks measured into a card of their own, round by round; a context manager.
+
+    Goes on where an earlier series of the same card ended.
 
     Args:
-        path: of the card.
+        path: of the card; each of its networks' names is that of its `Network`.
         networks: what to measure.
         settings: threads, precision, batch.
         progress: called with a line of text.
         seed: of the order of visits.
         max_visits: after which a network whose halves do not agree is given up.
         runtime: name of the runtime.
-
-    Returns:
-        The card; each network's name is that of its `Network`.
     """
-    engine = get_runtime(runtime)
-    engine.require(settings)
-    if path.exists():
-        card = DeviceCard.open(path)
-        if card.complete and {n.name for n in networks} <= set(card.arguments["networks"]):
-            return card
-        writer = CardWriter(path)
-        known = dict.fromkeys((*card.arguments["networks"], *(n.name for n in networks)))
-        writer.put(complete=False, arguments={"networks": list(known)})
-    else:
-        writer = new_card(path, engine, settings, [n.name for n in networks])
-    with ExitStack() as stack:
-        stack.enter_context(writer)
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autospace-graphs-"))
-        visitor = stack.enter_context(Visitor(engine, settings))
-        store = GraphStore(Path(folder))
-        left_out = set(writer.get("left_out", []))
-        orders: dict[str, tuple[int, dict[str, int]]] = {}
-        started = monotonic() - float(writer.get("elapsed_s", 0.0))
-        round_ = 0
-        while True:
-            waiting = _waiting(path, networks, left_out, max_visits)
-            if not waiting:
-                break
-            progress(f"round {round_ + 1}: {len(waiting)} networks")
-            for place in np.random.default_rng([seed, round_]).permutation(len(waiting)):
-                network = waiting[int(place)]
-                _visit(writer, visitor, store, network, settings, left_out, orders, started)
-            round_ += 1
-        writer.finish({}, {})
-    return DeviceCard.open(path)
 
+    def __init__(
+        self,
+        path: Path,
+        networks: Sequence[Network],
+        settings: RuntimeSettings,
+        progress: Progress,
+        seed: int = 0,
+        max_visits: int = MAX_VISITS,
+        runtime: str = "onnxruntime",
+    ) -> None:
+        self.path = path
+        self.networks = networks
+        self.settings = settings
+        self.progress = progress
+        self.seed = seed
+        self.max_visits = max_visits
+        self.engine = get_runtime(runtime)
+        self.engine.require(settings)
+        self.orders: dict[str, tuple[int, dict[str, int]]] = {}
 
-def _waiting(
-    path: Path, networks: Sequence[Network], left_out: set[str], max_visits: int
-) -> list[Network]:
-    """The networks whose visits are too few, or do not agree yet."""
-    card = DeviceCard.open(path)
-    known = {network.name: network for network in card.networks}
-    waiting = []
-    for network in networks:
-        found = known.get(network.name)
-        visits = len(found.visits) if found else 0
-        if network.name in left_out or visits >= max_visits:
-            continue
-        if found is None or visits < MIN_VISITS or not is_stable(card.measurement(found)):
-            waiting.append(network)
-    return waiting
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.writer = stack.enter_context(self._open())
+            self.store = stack.enter_context(GraphStore.temporary())
+            self.visitor = stack.enter_context(Visitor(self.engine, self.settings))
+            self.left_out = set(self.writer.get("left_out", []))
+            self._stack = stack.pop_all()
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
-def _visit(
-    writer: CardWriter,
-    visitor: Visitor,
-    store: GraphStore,
-    network: Network,
-    settings: RuntimeSettings,
-    left_out: set[str],
-    orders: dict[str, tuple[int, dict[str, int]]],
-    started: float,
-) -> None:
-    if network.name not in store:
-        model = fix_shapes(read_onnx(network.path), settings.batch)
-        store.put(network.name, compile_named(visitor.runtime, network.name, model, settings))
-        graph = KernelGraph.from_compiled(model, store.get(network.name).data)
-        known = writer.networks().get(network.name)
-        if known is None and network.name not in ALWAYS and _too_slow(visitor, store, network):
-            left_out.add(network.name)
-            writer.put(left_out=sorted(left_out))
-            store.drop(network.name)
+    def measure(self, rounds: int | None = None) -> None:
+        """Measures until all networks have had their visits.
+
+        Args:
+            rounds: of the card after which it pauses; None to go on to the end.
+        """
+        self.started = monotonic() - float(self.writer.get("elapsed_s", 0.0))
+        done = int(self.writer.get("rounds", 0))
+        while waiting := self._waiting():
+            if rounds is not None and done >= rounds:
+                return
+            self.progress(f"round {done + 1}: {len(waiting)} networks")
+            for place in np.random.default_rng([self.seed, done]).permutation(len(waiting)):
+                self._visit(waiting[int(place)])
+            done += 1
+            self.writer.put(rounds=done)
+        if not self.writer.get("complete"):
+            self.writer.finish({}, {})
+
+    def _open(self) -> CardWriter:
+        names = [network.name for network in self.networks]
+        if not self.path.exists():
+            return new_card(self.path, self.engine, self.settings, names)
+        known = DeviceCard.open(self.path).arguments["networks"]
+        writer = CardWriter(self.path)
+        if not set(names) <= set(known):
+            together = list(dict.fromkeys((*known, *names)))
+            writer.put(complete=False, arguments={"networks": together})
+        return writer
+
+    def _waiting(self) -> list[Network]:
+        """The networks whose visits are too few, or do not agree yet."""
+        card = DeviceCard.open(self.path)
+        known = {network.name: network for network in card.networks}
+        waiting = []
+        for network in self.networks:
+            found = known.get(network.name)
+            visits = len(found.visits) if found else 0
+            if network.name in self.left_out or visits >= self.max_visits:
+                continue
+            if found is None or visits < MIN_VISITS or not is_stable(card.measurement(found)):
+                waiting.append(network)
+        return waiting
+
+    def _visit(self, network: Network) -> None:
+        if network.name not in self.store and not self._take_up(network):
             return
+        number, places = self.orders[network.name]
+        profiled = self.visitor.visit(self.store.get(network.name), kernels=True)
+        round_ = sum(1 for _, found in self.writer.visited() if found == number)
+        times = by_position(profiled, places)
+        elapsed_s = 0.0 if self.engine.simulated else monotonic() - self.started
+        visit = CardVisit(round_, elapsed_s, profiled.visit, times)
+        self.writer.add_visit(number, visit, elapsed_s)
+
+    def _take_up(self, network: Network) -> bool:
+        """Compiles a network; whether it is not too slow to be measured."""
+        model = fix_shapes(read_onnx(network.path), self.settings.batch)
+        compiled = compile_named(self.engine, network.name, model, self.settings)
+        self.store.put(network.name, compiled)
+        known = self.writer.networks().get(network.name)
+        if known is None and network.name not in ALWAYS and self._is_too_slow(compiled):
+            self.left_out.add(network.name)
+            self.writer.put(left_out=sorted(self.left_out))
+            self.store.drop(network.name)
+            return False
+        graph = KernelGraph.from_compiled(model, compiled.data)
         if known is None:
             spec = {"group": network.group, "family": network.family}
-            number = writer.add_network(
+            number = self.writer.add_network(
                 network.name, "extra", model_digest(model), spec, graph.kernels
             )
         else:
             number = known[0]
-        places = match_kernels(graph, writer.kernel_keys(number), network.name)
-        orders[network.name] = (number, places)
-    number, places = orders[network.name]
-    profiled = visitor.visit(store.get(network.name), kernels=True)
-    round_ = sum(1 for _, found in writer.visited() if found == number)
-    times = by_position(profiled, places)
-    elapsed_s = 0.0 if visitor.runtime.simulated else monotonic() - started
-    writer.add_visit(number, CardVisit(round_, elapsed_s, profiled.visit, times), elapsed_s)
+        places = match_kernels(graph, self.writer.kernel_keys(number), network.name)
+        self.orders[network.name] = (number, places)
+        return True
 
-
-def _too_slow(visitor: Visitor, store: GraphStore, network: Network) -> bool:
-    with visitor.runtime.load(store.get(network.name), visitor.settings) as model:
-        return min(model.run(3)) > MAX_MS
+    def _is_too_slow(self, compiled: CompiledGraph) -> bool:
+        with self.engine.load(compiled, self.settings) as model:
+            return min(model.run(3)) > MAX_MS

@@ -38,7 +38,6 @@ __all__ = [
     "ACCEPT_RATIO",
     "FEW_VISITS",
     "MUCH_PREEMPTED",
-    "QUANTILE_VISITS",
     "STEADY_RATIO",
     "Measurement",
     "Visit",
@@ -50,8 +49,6 @@ ACCEPT_RATIO = 1.06
 """A visit within this factor of the sentinel's reference counts as undisturbed."""
 STEADY_RATIO = 1.15
 """A sentinel that changes by more than this during a visit cannot say how fast the machine was."""
-QUANTILE_VISITS = 8
-"""From so many visits on a network speaks for itself; see `latency.table`."""
 FEW_VISITS = 3
 """With so many accepted visits, the others are not needed."""
 MUCH_PREEMPTED = 0.5
@@ -261,13 +258,15 @@ class Measurement:
         return sum(visit.preempted for visit in self.visits) / len(self.visits)
 
     @property
+    def accepted(self) -> int:
+        """How many visits the sentinel accepts: that found the machine as fast as it can be."""
+        _, slowdowns, steady = self._columns
+        return sum(ok and s <= ACCEPT_RATIO for s, ok in zip(slowdowns, steady, strict=True))
+
+    @property
     def disturbed(self) -> bool:
         """Whether under a quarter of the visits was accepted, or half of the runs preempted."""
-        if self.preempted >= MUCH_PREEMPTED:
-            return True
-        _, slowdowns, steady = self._columns
-        accepted = sum(ok and s <= ACCEPT_RATIO for s, ok in zip(slowdowns, steady, strict=True))
-        return accepted * 4 < len(self.visits)
+        return self.preempted >= MUCH_PREEMPTED or self.accepted * 4 < len(self.visits)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: the derived figures for people, and the raw samples."""
@@ -342,7 +341,7 @@ class Measurement:
         values, slowdowns, steady = (np.asarray(column) for column in self._columns)
         picks = np.random.default_rng(0).integers(0, count, size=(_BOOTSTRAPS, count))
         replicas = _statistic(values[picks], slowdowns[picks], steady[picks])
-        floor = 0.0 if self.simulated else _FLOOR_AT_8_VISITS * math.sqrt(QUANTILE_VISITS / count)
+        floor = 0.0 if self.simulated else _FLOOR_AT_8_VISITS * math.sqrt(8 / count)
         return math.hypot(float(np.log(replicas).std()), floor)
 
     @cached_property

@@ -44,6 +44,7 @@ __all__ = [
     "CHOSEN",
     "SCHEMA_VERSION",
     "STATISTICS",
+    "WHOLE",
     "CardNetwork",
     "CardVisit",
     "CardWriter",
@@ -105,6 +106,9 @@ ANCHOR = "anchor"
 
 CHOSEN = "chosen-"
 """How the names of probes begin that were chosen because little was known of them."""
+
+WHOLE = "network-"
+"""How the names of probes begin that are built like whole networks."""
 
 
 @dataclass(frozen=True, eq=False)

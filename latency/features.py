@@ -1,7 +1,8 @@
 """What a kernel's time can depend on, as numbers: sizes, remainders, layout, surroundings.
 
-Sizes are logarithms to base 2. Remainders modulo small powers of two stand for vector widths and
-register blocks, which differ between processors; a fit finds out which of them matter.
+Sizes are logarithms to base 2. What a size is short of the next multiple of a small number stands
+for vector widths and register blocks, which differ between processors: 63 channels nearly fill what
+65 waste half of. A fit finds out which of them matter.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ __all__ = ["FEATURES", "context_features", "kernel_features", "kernel_labels", "
 _LEVEL_BYTES = 16 * 2**20
 """Far above a core's own caches on any processor, and below what the larger probes touch."""
 
-_LEVEL_MS = 50.0
-"""What was not used for longer has left shared caches too: 0.59 ms after 30 ms of waiting, 0.63
-after 60 and 0.67 after 240, for a linear layer of 5 MB that takes 0.2 ms run after run."""
+_LEVEL_MS = 20.0
+"""What was not used for longer counts as unused for so long. Beside a load a kernel slows down for
+longer (a linear layer of 5 MB took 0.20 ms run after run, 0.59 after 30 ms of waiting, 0.67 after
+240), but the kernels of long networks do not: levelled off at 50 ms, those of networks that take
+50 ms and more were predicted 6 % too slow."""
 
 FEATURES = (
     "effective flops",
@@ -57,12 +60,12 @@ FEATURES = (
     "turned",
     "channels last",
     "denormals",
-    "channels in % 16",
-    "channels out % 16",
-    "channels out % 32",
-    "channels out % 64",
-    "row length % 6",
-    "row length % 8",
+    "channels in short of 16",
+    "channels out short of 16",
+    "channels out short of 32",
+    "channels out short of 64",
+    "row length short of 6",
+    "row length short of 8",
     "footprint",
     "age of the input",
     "age of the oldest input",
@@ -118,12 +121,12 @@ def own_features(kernel: Kernel) -> list[float]:
         float(bool(options.get("transB")) + 2 * bool(options.get("transA"))),
         float(bool(options.get("channels_last"))),
         _log(kernel.denormal_work),
-        channels_in % 16 / 16,
-        channels_out % 16 / 16,
-        channels_out % 32 / 32,
-        channels_out % 64 / 64,
-        row % 6 / 6,
-        row % 8 / 8,
+        -channels_in % 16 / 16,
+        -channels_out % 16 / 16,
+        -channels_out % 32 / 32,
+        -channels_out % 64 / 64,
+        -row % 6 / 6,
+        -row % 8 / 8,
     ]
 
 

@@ -80,7 +80,7 @@ class LayerSpec:
             "merge" (four neighbours to one), "mlp", "filter" (depthwise in between).
         channels: at the output.
         kernel: side of the window.
-        stride: 1 or 2.
+        stride: 1, 2, or 4 of a stem.
         groups: of a grouped convolution.
         dilation: of a window.
         expansion: of an inverted layer or an MLP.

@@ -7,11 +7,9 @@ for what is then made of the visits, and docs/adr/0010-measuring-with-a-sentinel
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -25,6 +23,7 @@ from devices.runtimes.base import (
     Runtime,
     RuntimeSettings,
 )
+from latency.graph_store import GraphStore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from latency.kernel import KernelGraph
 
 __all__ = [
-    "GraphStore",
     "Measurement",
     "Profiled",
     "VisitPlan",
@@ -158,42 +156,6 @@ class Visitor:
         self.close()
 
 
-class GraphStore:
-    """Compiled graphs in a temporary folder, so that a thousand of them need no memory.
-
-    Args:
-        folder: to keep them in.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[str, tuple[Path, CompiledGraph]] = {}
-        self._count = 0
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._known
-
-    def put(self, key: str, graph: CompiledGraph) -> None:
-        """Keeps a graph under a key."""
-        path = self._folder / f"{self._count}.graph"
-        self._count += 1
-        path.write_bytes(graph.data)
-        bare = CompiledGraph(graph.runtime, graph.version, b"", graph.inputs, graph.outputs)
-        self._known[key] = (path, bare)
-
-    def get(self, key: str) -> CompiledGraph:
-        """The graph that was kept under the key."""
-        path, bare = self._known[key]
-        return CompiledGraph(
-            bare.runtime, bare.version, path.read_bytes(), bare.inputs, bare.outputs
-        )
-
-    def drop(self, key: str) -> None:
-        """Forgets a graph that will not be asked for again; others may have been dropped before."""
-        if key in self._known:
-            self._known.pop(key)[0].unlink(missing_ok=True)
-
-
 def measure_models(
     models: Mapping[str, onnx.ModelProto],
     *,
@@ -240,9 +202,8 @@ def measure_models(
     names = list(models)
     found: dict[str, list[Visit]] = {name: [] for name in names}
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autospace-graphs-"))
+        store = stack.enter_context(GraphStore.temporary())
         visitor = stack.enter_context(Visitor(engine, settings))
-        store = GraphStore(Path(folder))
         done, total = 0, len(names) * (visits + 1)
         for name in names:
             store.put(name, compile_named(engine, name, models[name], settings))

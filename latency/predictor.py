@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from devices.errors import InvalidInputError, UnavailableError
 from devices.preemption import busy_warning
-from latency.card import ANCHOR, CHOSEN
+from latency.card import ANCHOR, CHOSEN, WHOLE
 from latency.context import Context, contexts
 from latency.interval import MIN_SCORES, Doubt, Intervals, Score
 from latency.kernel import Kernel, KernelGraph
@@ -46,7 +46,7 @@ __all__ = ["Calibration", "KernelPrediction", "Prediction", "Predictor"]
 
 Source = Literal["measured", "regressed", "roofline"]
 
-FIT_VERSION = 3
+FIT_VERSION = 4
 """Of what `Predictor.to_bytes` writes; another one is fitted anew."""
 MIN_VISITS = 3
 """A kernel seen in fewer visits is predicted instead of looked up."""
@@ -314,8 +314,9 @@ class Predictor:
         total_ms = math.fsum(k.latency_ms for k in kernels)
         uncovered_ms = sum(k.latency_ms for k in kernels if k.source == "roofline")
         latency_ms = self.calibration.fixed_ms + total_ms
+        known = [k for k in kernels if k.source != "roofline"]
         width = self.intervals.half_width(
-            Doubt.of([k.latency_ms for k in kernels if k.source != "roofline"], deviations)
+            Doubt.of([k.latency_ms for k in known], deviations, [k.kernel.family for k in known])
         )
         known_ms = latency_ms - uncovered_ms
         unknown = Counter(k.kernel.op for k in kernels if k.source == "roofline")
@@ -595,10 +596,13 @@ class _Fitting:
         # An anchor is no network that anybody would ask about.
         networks = self.table.networks
         judged = [i for i, n in enumerate(networks) if n.kind != ANCHOR] or [0]
-        # Probes that were chosen because little was known of them are harder than others.
+        # Probes that were chosen because little was known of them are harder than others; those
+        # built like whole networks are like what will be asked about.
         drawn = [i for i in judged if not networks[i].name.startswith(CHOSEN)]
-        if len(drawn) >= 2 * MIN_SCORES:
-            judged = drawn
+        alike = [i for i in judged if networks[i].name.startswith(WHOLE)]
+        for better in (drawn, alike):
+            if len(better) >= 2 * MIN_SCORES:
+                judged = better
         seen = [i for i in judged if networks[i].visits >= _SCORED_VISITS]
         if len(seen) >= 2 * MIN_SCORES:
             judged = seen
@@ -652,7 +656,11 @@ class _Fitting:
             whole_ms=network.whole_ms,
             predicted_ms=calibration.whole_ms([*times, *([0.0] * missing)]),
             summed_ms=calibration.whole_ms(network.times_ms),
-            doubt=Doubt.of([calibration.kernel_ms(t) for t in times], deviations),
+            doubt=Doubt.of(
+                [calibration.kernel_ms(t) for t in times],
+                deviations,
+                [place[0] for place in self.places[index] if place],
+            ),
         )
 
     def _validation(self, scores: Sequence[Score], intervals: Intervals) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What to measure: short random networks, built straight as ONNX.
+"""What to measure: random networks, built straight as ONNX.
 
 A kernel alone in a model pays for layout changes that it does not pay inside a network, so kernels
-are measured in context, in random networks of up to 16 layers. A probe is its specification, a few
+are measured in context, in random networks of up to 16 layers, and in some that are built like
+whole ones (`latency.probe_networks`). A probe is its specification, a few
 numbers; its weights are random, which the time of floating-point kernels does not depend on.
 """
 
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ANCHORS",
     "ProbeSpec",
+    "begin_probe",
     "build_anchor",
     "build_probe",
     "build_sentinel",
     "model_digest",
     "sample_probe",
+    "width_and_side",
 ]
 
 _LAYOUT_ODDS = (0.86, 0.07, 0.07)
@@ -191,10 +194,7 @@ def build_probe(spec: ProbeSpec, batch: int = 1, seed: int | None = 0) -> onnx.M
     """
     import numpy as np
 
-    builder = GraphBuilder(
-        _input_shape(spec, batch), None if seed is None else np.random.default_rng(seed)
-    )
-    x = _begin(builder, spec)
+    builder, x = begin_probe(spec, batch, None if seed is None else np.random.default_rng(seed))
     for index, layer in enumerate(spec.layers):
         x = build_layer(builder, f"layers.{index}", x, layer, spec.layout)
     outputs = [_end(builder, spec, x)]
@@ -203,16 +203,29 @@ def build_probe(spec: ProbeSpec, batch: int = 1, seed: int | None = 0) -> onnx.M
     return builder.finish(*outputs)
 
 
+def begin_probe(
+    spec: ProbeSpec, batch: int = 1, rng: np.random.Generator | None = None
+) -> tuple[GraphBuilder, str]:
+    """A graph that ends in front of a probe's first layer, and the name of that layer's input.
+
+    Args:
+        spec: its layers need not be known yet.
+        batch: images in one run.
+        rng: of the weights; None leaves their values out.
+    """
+    builder = GraphBuilder(_input_shape(spec, batch), rng)
+    return builder, _begin(builder, spec)
+
+
 def _draw_probe(rng: np.random.Generator, size: _Size) -> ProbeSpec:
     """A probe whose layers are added as long as they fit into its class of sizes."""
     spec = _draw_input(rng)
-    builder = GraphBuilder(_input_shape(spec, 1), None)
-    x = _begin(builder, spec)
+    builder, x = begin_probe(spec)
     layers: list[LayerSpec] = []
     repeats, misses, layer = 0, 0, LayerSpec("", 0)
     wanted_layers = int(rng.integers(3, _MAX_LAYERS + 1))
     while len(layers) < wanted_layers and misses < _MAX_MISSES:
-        width, side = _width_and_side(builder.shapes[x], spec.layout)
+        width, side = width_and_side(builder.shapes[x], spec.layout)
         stem = spec.layout == "image" and width == 3 and not layers
         if repeats:
             repeats -= 1
@@ -333,7 +346,8 @@ def _end(b: GraphBuilder, spec: ProbeSpec, x: str) -> str:
     return b.gemm("head", y, spec.classes)
 
 
-def _width_and_side(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
+def width_and_side(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
+    """Channels of a feature map, and its side; for tokens, the square root of their number."""
     if layout == "image":
         return shape[1], shape[2]
     return shape[-1], shape[1] if layout == "grid" else math.isqrt(shape[1])

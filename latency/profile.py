@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,17 +25,17 @@ from devices.onnx_files import fix_shapes
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
 from latency.acquisition import FIRST_ROUND, Acquisition
-from latency.card import ANCHOR, CHOSEN, CardVisit, CardWriter, DeviceCard, writing
+from latency.card import ANCHOR, CHOSEN, WHOLE, CardVisit, CardWriter, DeviceCard, writing
 from latency.fusion import FusionLearner, FusionRules
+from latency.graph_store import GraphStore
 from latency.measure import (
-    GraphStore,
     Visitor,
     by_position,
     compile_named,
     match_kernels,
     naming,
 )
-from latency.schedule import LIGHT_PROBES, Schedule
+from latency.schedule import LIGHT_PROBES, NETWORK_PERIOD, Schedule
 
 if TYPE_CHECKING:
     import onnx
@@ -166,8 +165,7 @@ class _Profiler:
     def run(self) -> None:
         """Measures until the plan is fulfilled."""
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autospace-graphs-"))
-            self.store = GraphStore(Path(folder))
+            self.store = stack.enter_context(GraphStore.temporary())
             self.visitor = stack.enter_context(Visitor(self.engine, self.settings))
             self._take_up_known()
             for name in self.models:
@@ -285,14 +283,20 @@ class _Profiler:
     def _add_probe(self, index: int, born: int) -> _Network:
         import numpy as np
 
+        from latency.probe_networks import sample_network
         from latency.probes import build_probe, model_digest, sample_probe
 
         rng = np.random.default_rng([self.seed, 2, index])
-        chooser = self.acquisition if index % 2 and index >= LIGHT_PROBES else None
-        spec = chooser.choose(rng) if chooser else sample_probe(rng, light=index < LIGHT_PROBES)
+        light, label = index < LIGHT_PROBES, "probe-"
+        if not light and index % NETWORK_PERIOD == 0:
+            spec, label = sample_network(rng), WHOLE
+        elif not light and index % 2 and self.acquisition:
+            spec, label = self.acquisition.choose(rng), CHOSEN
+        else:
+            spec = sample_probe(rng, light)
         model = build_probe(spec, self.settings.batch)
         network = self._add(
-            f"{CHOSEN if chooser else 'probe-'}{self.seed}-{index}",
+            f"{label}{self.seed}-{index}",
             "probe",
             model_digest(model),
             spec.to_json(),

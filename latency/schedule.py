@@ -12,7 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["AGES", "LIGHT_PROBES", "MAX_PROBES", "MIN_PROBES", "PROBES_BY_ROUNDS", "Schedule"]
+__all__ = [
+    "AGES",
+    "LIGHT_PROBES",
+    "MAX_PROBES",
+    "MIN_PROBES",
+    "NETWORK_PERIOD",
+    "PROBES_BY_ROUNDS",
+    "Schedule",
+]
 
 AGES = (0, 1, 2, 4, 8, 12)
 """Rounds after its own in which a probe is visited."""
@@ -20,6 +28,9 @@ GENERATION = 24
 """Probes added in one round."""
 LIGHT_PROBES = 96
 """The first probes are quick ones, so that a short profile still sees many kinds of layers."""
+NETWORK_PERIOD = 4
+"""Of the later probes one in so many is built like a whole network, which takes some times as long
+as another, and has some times as many kernels."""
 MAX_PROBES = 6000
 """More probes than this gain little, and a card should stay small enough to be mailed."""
 MIN_PROBES = 6

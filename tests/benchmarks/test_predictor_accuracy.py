@@ -16,7 +16,7 @@ from benchmarks.fusion_match import fusion_match
 from benchmarks.isolated import FREE, VISITS, Isolated, choose, isolated_model, measure_isolated
 from benchmarks.predictor_accuracy import main
 from benchmarks.sweeps import SWEEPS, largest_drop, sweep_networks
-from benchmarks.truth import MIN_VISITS, measure_truth
+from benchmarks.truth import MIN_VISITS, TruthSeries
 from devices.errors import UnavailableError
 from devices.onnx_files import parse_onnx, to_bytes
 from devices.runtimes import get_runtime
@@ -328,15 +328,42 @@ def test_a_finished_truth_takes_more_networks(tmp_path: Path) -> None:
     path = tmp_path / "truth.card"
 
     def go(count: int) -> DeviceCard:
-        return measure_truth(
+        with TruthSeries(
             path, networks[:count], SETTINGS, lambda text: None, runtime="simulated"
-        )
+        ) as series:
+            series.measure()
+        return DeviceCard.open(path)
 
     assert go(2).complete and len(go(2).networks) == 2
     card = go(3)
     assert card.complete
     assert [len(n.visits) for n in card.networks] == [MIN_VISITS] * 3
     assert card.networks[0].spec == {"group": "sweep", "family": "linear"}
+
+
+def test_a_truth_pauses_between_rounds(tmp_path: Path) -> None:
+    networks = list(sweep_networks(tmp_path, sweeps=SWEEPS[6:7]))[:3]
+    path = tmp_path / "truth.card"
+
+    def series() -> TruthSeries:
+        return TruthSeries(path, networks, SETTINGS, lambda text: None, runtime="simulated")
+
+    def visits() -> list[int]:
+        card = DeviceCard.open(path)
+        return [len(n.visits) for n in card.networks] if not card.complete else []
+
+    with series() as first:
+        first.measure(rounds=2)
+        assert visits() == [2, 2, 2]
+        first.measure(rounds=2)
+        assert visits() == [2, 2, 2]
+        first.measure(rounds=3)
+    assert visits() == [3, 3, 3]
+    with series() as second:
+        second.measure(rounds=3)
+        assert visits() == [3, 3, 3]
+        second.measure()
+    assert DeviceCard.open(path).complete
 
 
 # -- everything, in small

@@ -207,13 +207,29 @@ class TestLeavingOut:
         assert (without >= within - 1e-9).all()
 
 
+def test_few_inducing_points_do_not_make_it_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an inducing point's own sample is left out, the exact process doubts as much."""
+    monkeypatch.setattr(gaussian_process, "_INDUCING", 30)
+    points, values = drawn(300, noise=0.005)
+    doubt = np.ones(300)
+    process = GaussianProcess.fit(points, values, doubt)
+    placed = (points - process.center) * process.weights
+    for inducing in process.inducing:
+        place = int(((placed - inducing) ** 2).sum(axis=1).argmin())
+        others = np.arange(300) != place
+        _, variance = process.without(points[[place]], values[[place]], doubt[[place]])
+        _, expected = exact(process, points[others], values[others], doubt[others], points[[place]])
+        assert 0.5 * expected[0] < variance[0] < 2 * expected[0]
+
+
 def refitted(
     process: GaussianProcess, points: np.ndarray, values: np.ndarray, doubt: np.ndarray
 ) -> GaussianProcess:
     """The process on other samples, with the hyperparameters and inducing points it has."""
     cross = process._cross(points)
-    precise = cross / (process.noise * doubt + gaussian_process._JITTER)[:, None]
     inner = process._prior_factor @ process._prior_factor.T
+    missed = process.amplitude - np.einsum("ij,ji->i", cross, np.linalg.solve(inner, cross.T))
+    precise = cross / (process.noise * doubt + missed + gaussian_process._JITTER)[:, None]
     factor = np.linalg.cholesky(inner + precise.T @ cross)
     target = np.linalg.solve(factor.T, np.linalg.solve(factor, precise.T @ values))
     return GaussianProcess(

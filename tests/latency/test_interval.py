@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latency.interval import INTERVAL, MIN_SCORES, Doubt, Intervals, Score
+from latency.kernel import FAMILIES
 
 
 def scores(count: int, seed: int = 0) -> list[Score]:
@@ -55,6 +56,39 @@ class TestCoverage:
         assert widths[1] == pytest.approx(widths[0], rel=0.25)
 
 
+class TestLikeness:
+    @staticmethod
+    def mixed(count: int, seed: int) -> list[Score]:
+        """Networks of two kinds of kernels; errors on one kind are three times as large."""
+        rng = np.random.default_rng(seed)
+        found = []
+        for index in range(count):
+            family, error = (("gemm", 0.06), ("conv_dense", 0.02))[index % 2]
+            whole = float(rng.lognormal(1, 1))
+            doubt = Doubt.of([whole], [0.05], [family])
+            error *= float(rng.standard_normal())
+            found.append(Score("probe", whole, whole * math.exp(error), whole, doubt))
+        return found
+
+    def test_networks_are_held_by_others_like_them(self) -> None:
+        intervals = Intervals.fit(self.mixed(400, 0))
+        judged = self.mixed(2000, 1)
+        for part in (judged[::2], judged[1::2]):
+            assert INTERVAL - 0.06 < coverage(intervals, part) < INTERVAL + 0.06
+        wide, narrow = (intervals.half_width(s.doubt) for s in judged[:2])
+        assert wide > 2 * narrow
+
+    def test_what_cannot_be_placed_has_the_width_of_all(self) -> None:
+        intervals = Intervals.fit(self.mixed(400, 0))
+        wide, narrow = (intervals.half_width(s.doubt) for s in self.mixed(2, 1))
+        assert narrow < intervals.half_width(Doubt(0.05, 0.05)) < wide
+
+    def test_places_are_parts_of_the_time_and_the_size(self) -> None:
+        place = Doubt.of([3.0, 1.0], [0.1, 0.4], ["gemm", "pool"]).place
+        assert sum(place[:-1]) == pytest.approx(1.0) and len(place) == len(FAMILIES) + 1
+        assert place[FAMILIES.index("gemm")] == 0.75 and place[FAMILIES.index("pool")] == 0.25
+
+
 class TestFew:
     def test_one(self) -> None:
         intervals = Intervals.fit(scores(1))
@@ -87,7 +121,7 @@ class TestJson:
         intervals = Intervals.fit(scores(count))
         assert Intervals.from_json(json.loads(json.dumps(intervals.to_json()))) == intervals
 
-    @pytest.mark.parametrize("name", ["line", "least", "width", "scores"])
+    @pytest.mark.parametrize("name", ["line", "least", "errors", "places"])
     def test_what_is_missing_is_told(self, name: str) -> None:
         data = Intervals.fit(scores(3)).to_json()
         del data[name]

@@ -1,7 +1,5 @@
 """Measuring networks, on the real runtime and on the simulated one."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +12,6 @@ from devices.runtimes.simulated import SimulatedRuntime
 from latency import measure_models
 from latency.kernel import Kernel, KernelGraph, KernelNode
 from latency.measure import (
-    GraphStore,
     Profiled,
     Visitor,
     VisitPlan,
@@ -125,33 +122,6 @@ class TestVisits:
         assert 5 <= len(found.visit.samples_ms) <= 8
         assert {len(t.samples_ms) for t in found.kernels.values()} == {4}
         assert found.visit.sentinel_before_ms > 0 and found.visit.sentinel_after_ms > 0
-
-
-class TestGraphStore:
-    def test_what_is_put_is_got(self, network, make_network, tmp_path: Path) -> None:
-        runtime, store = SimulatedRuntime(), GraphStore(tmp_path)
-        graphs = {
-            name: runtime.compile(model.SerializeToString(), RuntimeSettings())
-            for name, model in (("a/b", network), ("c", make_network(16)))
-        }
-        for name, graph in graphs.items():
-            assert name not in store
-            store.put(name, graph)
-        assert {name: store.get(name) for name in graphs} == graphs
-
-    def test_dropping_frees_the_file_and_no_other(self, network, tmp_path: Path) -> None:
-        runtime, store = SimulatedRuntime(), GraphStore(tmp_path)
-        graph = runtime.compile(network.SerializeToString(), RuntimeSettings())
-        for name in ("a", "b"):
-            store.put(name, graph)
-        store.drop("a")
-        store.drop("a")
-        store.drop("never there")
-        assert "a" not in store and "b" in store and len(list(tmp_path.iterdir())) == 1
-        store.put("c", graph)  # takes no file of another's
-        assert store.get("b") == store.get("c") == graph
-        with pytest.raises(KeyError):
-            store.get("a")
 
 
 def node(name: str, size: int, nodes: tuple[str, ...]) -> KernelNode:

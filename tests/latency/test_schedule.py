@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from devices.runtimes.simulated import SimulatedModel, SimulatedRuntime
 from latency import DeviceCard, profile, profile_device, schedule
-from latency.card import ANCHOR, CHOSEN, CardWriter
+from latency.card import ANCHOR, CHOSEN, WHOLE, CardWriter
 from latency.layers import LayerSpec
 from latency.probes import ANCHORS, ProbeSpec
 from latency.schedule import (
@@ -22,6 +22,7 @@ from latency.schedule import (
     GENERATION,
     MAX_PROBES,
     MIN_PROBES,
+    NETWORK_PERIOD,
     PROBES_BY_ROUNDS,
     Schedule,
 )
@@ -137,7 +138,9 @@ class TestTimed:
         card = timed("a.card", minutes=20)
         found = by_network(card)
         last = max(number for number, _ in rows(card))
-        probes = {name: seen for name, seen in found.items() if name.startswith(("probe-", CHOSEN))}
+        probes = {
+            name: seen for name, seen in found.items() if name.startswith(("probe-", CHOSEN, WHOLE))
+        }
         assert len(probes) > 60
         for name, seen in probes.items():
             ages = [number - seen[0] for number in seen]
@@ -149,10 +152,21 @@ class TestTimed:
         card = timed("a.card", minutes=10)
         found = by_network(card)
         born = Counter(
-            seen[0] for name, seen in found.items() if name.startswith(("probe-", CHOSEN))
+            seen[0] for name, seen in found.items() if name.startswith(("probe-", CHOSEN, WHOLE))
         )
         last = max(born)
         assert last > 5 and all(born[number] == few for number in range(last))
+
+    def test_every_fourth_of_the_later_probes_is_built_like_a_network(
+        self, timed: Timed, few: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(profile, "LIGHT_PROBES", 12)
+        names = by_network(timed("a.card", minutes=20))
+        probes = {int(name.split("-")[-1]): name for name in names if "anchor" not in name}
+        assert max(probes) > 40
+        for index, name in probes.items():
+            whole = index >= 12 and index % NETWORK_PERIOD == 0
+            assert name.startswith(WHOLE) == whole
 
     def test_own_networks_and_anchors_are_visited_often(
         self, timed: Timed, few: int, network: onnx.ModelProto
@@ -192,7 +206,9 @@ class TestTimed:
         card = timed("killed.card", minutes=20)
         assert card.complete and rows(path)[: len(before)] == before
         found = by_network(card)
-        probes = [seen for name, seen in found.items() if name.startswith(("probe-", CHOSEN))]
+        probes = [
+            seen for name, seen in found.items() if name.startswith(("probe-", CHOSEN, WHOLE))
+        ]
         for seen in probes:
             ages = [number - seen[0] for number in seen]
             assert ages == [a for a in AGES if a <= ages[-1]]
@@ -209,7 +225,9 @@ class TestTimed:
     def test_enough_probes_are_visited_in_every_round(self, timed: Timed) -> None:
         card = timed("a.card", minutes=5, probes=10)
         found = by_network(card)
-        probes = [seen for name, seen in found.items() if name.startswith(("probe-", CHOSEN))]
+        probes = [
+            seen for name, seen in found.items() if name.startswith(("probe-", CHOSEN, WHOLE))
+        ]
         last = max(number for number, _ in rows(card))
         assert len(probes) == 10 and last > 8
         assert all(seen[:last] == list(range(last)) for seen in probes)
