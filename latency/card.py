@@ -362,7 +362,7 @@ class DeviceCard:
         )
 
     def ratio(self, statistic: str) -> float:
-        """How a statistic as seen, disturbance included, compares to `latency_ms`.
+        """How a statistic as seen, slow phases included, compares to `latency_ms`.
 
         Args:
             statistic: "p50", "p90" or "p99".

@@ -836,7 +836,7 @@ def _benchmark(run: RunFolder) -> Section:
     )  # fmt: skip
     notes = [
         "Measured is the latency of the undisturbed device; p50, p90 and p99 are of all runs as "
-        "they were seen, disturbance included."
+        "they were seen, slow phases included; a run that lost its core to another program is not."
     ]
     figures: tuple[Figure, ...] = ()
     final = _final(run)
