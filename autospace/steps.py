@@ -64,7 +64,7 @@ _PROXY_RESOLUTION = 64
 _VISITS = 12
 
 STATISTICS = ("latency", "p50", "p90", "p99")
-"""What a latency limit can be on: ``latency_ms``, or a percentile of all runs, slow phases included."""
+"""What a limit can be on: ``latency_ms``, or a percentile of all runs, slow phases included."""
 
 
 @dataclass(frozen=True)
