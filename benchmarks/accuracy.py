@@ -147,11 +147,7 @@ def summed(calibration: Calibration, truths: Sequence[Truth]) -> dict[str, Answe
 def own_calibration(truths: Sequence[Truth]) -> Calibration:
     """What the truth itself would be calibrated with: tells drift between two series of visits."""
     stable = [t for t in truths if t.stable] or truths
-    return Calibration.fit(
-        np.array([sum(t.kernel_ms) for t in stable]),
-        np.array([float(len(t.kernel_ms)) for t in stable]),
-        np.array([t.whole_ms for t in stable]),
-    )
+    return Calibration.fit([t.kernel_ms for t in stable], [t.whole_ms for t in stable])
 
 
 def floor(truths: Sequence[Truth]) -> dict[str, Any]:
