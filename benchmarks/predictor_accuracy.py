@@ -38,6 +38,7 @@ from benchmarks.accuracy import (
 from benchmarks.accuracy_goals import goals
 from benchmarks.accuracy_report import plot_scatter, plot_sweeps, report_lines
 from benchmarks.baselines import flops_constant, network_roofline
+from benchmarks.conditions import results_file
 from benchmarks.error_split import error_split
 from benchmarks.fusion_match import fusion_match
 from benchmarks.isolated import Isolated, choose, measure_isolated
@@ -444,16 +445,6 @@ def _by_tenths(progress: Progress, label: str) -> Callable[[float, str], None]:
     return report
 
 
-def _file_name(card: DeviceCard) -> str:
-    """A name that tells the conditions."""
-    short = {"onnxruntime": "ort"}.get(card.runtime, card.runtime)
-    version = ".".join(card.runtime_version.split(".")[:2])
-    own = card.settings
-    return (
-        f"predictor-accuracy-{short}{version}-cpu-{own.threads}t-{own.precision}-b{own.batch}.json"
-    )
-
-
 def _plan(given: argparse.Namespace) -> Plan:
     settings = RuntimeSettings(threads=given.threads)
     name = f"predictor-accuracy{'-quick' if given.quick else ''}-{given.threads}t"
@@ -518,8 +509,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.report_only:
             measure(plan, progress)
         result = compute(plan, progress)
-        default = plan.folder if given.quick else _HERE / "results"
-        output = given.output or default / _file_name(DeviceCard.open(plan.profile_card))
+        usual = results_file("predictor-accuracy", DeviceCard.open(plan.profile_card))
+        output = given.output or (plan.folder / usual.name if given.quick else usual)
     except AutospaceError as error:
         print(f"predictor_accuracy: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, TypeVar
 
 from devices.errors import InvalidInputError
+from devices.onnx_wire import split_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "name_nodes",
     "one_line",
     "parse_onnx",
+    "parse_skeleton",
     "random_inputs",
     "read_onnx",
     "shapes_by_model",
@@ -71,6 +73,25 @@ def parse_onnx(data: bytes, label: str = "model") -> onnx.ModelProto:
             "so that they are found."
         )
     return model
+
+
+def parse_skeleton(
+    data: bytes, label: str = "model"
+) -> tuple[onnx.ModelProto, dict[str, memoryview]]:
+    """An ONNX model without the numbers of its large weights, wherever these are.
+
+    Returns:
+        The model, whose large weights have shapes and types but no content; and the raw content of
+        those that the bytes hold, by name.
+
+    Raises:
+        InvalidInputError: the bytes are no ONNX model, or one without nodes.
+    """
+    try:
+        light, weights = split_weights(data)
+    except ValueError:
+        light, weights = data, {}  # the parser says what is wrong
+    return _parse(light, label), weights
 
 
 def read_onnx(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:

@@ -49,4 +49,4 @@ class Acquisition:
     def uncertainty(self, spec: ProbeSpec) -> float:
         """Deviation of the logarithm of a probe's time, were all kernels wrong the same way."""
         graph = self._rules.apply(build_probe(spec, self._batch, seed=None))
-        return self._predictor.doubt(graph).together
+        return self._predictor.uncertainty(graph)

@@ -15,11 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import TYPE_CHECKING, Self
 
 from latency.kernel import Kernel
 
-__all__ = ["Context", "contexts"]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+__all__ = ["Context", "Surroundings", "contexts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +61,71 @@ def contexts(
             it; -1 for an input of the network. Missing sources count as inputs of the network.
         times_ms: of each kernel, measured or predicted.
     """
-    total_ms = math.fsum(times_ms)
-    started = [0.0, *accumulate(times_ms)]
-    ended: dict[tuple[str, str], float] = {}
-    for place, kernel in enumerate(kernels):
-        ended[kernel.family, kernel.op] = started[place + 1] - total_ms
-    touched = [0]
-    for kernel in kernels:
-        touched.append(touched[-1] + kernel.bytes_out + kernel.bytes_weights)
-    found = []
-    for place, (kernel, makers) in enumerate(zip(kernels, sources, strict=True)):
+    import numpy as np
+
+    if not kernels:
+        return ()
+    surroundings = Surroundings.of(kernels, sources)
+    waits = surroundings.waits_ms(np.array(times_ms, dtype=np.float64)).tolist()
+    return tuple(Context(*own, *wait) for own, wait in zip(surroundings.ages, waits, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What surrounds the kernels of one network, whatever time they take.
+
+    Attributes:
+        ages: the first three fields of each kernel's `Context`.
+        kin: place of the last kernel of the same operation before each one, in this run or the one
+            before.
+    """
+
+    ages: tuple[tuple[int, int, int], ...]
+    kin: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, kernels: Sequence[Kernel], sources: Sequence[Sequence[int]]) -> Self:
+        """From the kernels of a network, at least one; see `contexts`."""
+        import numpy as np
+
+        known: dict[int, int] = {}  # equal kernels are mostly one object
+        touched = [0]
+        for kernel in kernels:
+            if id(kernel) not in known:
+                known[id(kernel)] = kernel.bytes_out + kernel.bytes_weights
+            touched.append(touched[-1] + known[id(kernel)])
         ages = []
-        for index, shape in enumerate(kernel.inputs):
-            maker = makers[index] if index < len(makers) else -1
-            since = touched[place] - touched[maker + 1] if maker >= 0 else touched[-1]
-            ages.append(since + math.prod(shape) * kernel.element_bytes)
-        found.append(
-            Context(
-                footprint_bytes=touched[-1],
-                input_age_bytes=ages[0] if ages else 0,
-                oldest_age_bytes=max(ages, default=0),
-                absence_ms=max(total_ms - times_ms[place], 0.0),
-                kin_ms=max(started[place] - ended[kernel.family, kernel.op], 0.0),
-            )
-        )
-        ended[kernel.family, kernel.op] = started[place + 1]
-    return tuple(found)
+        for place, (kernel, makers) in enumerate(zip(kernels, sources, strict=True)):
+            own, element_bytes = [], kernel.element_bytes
+            for index, shape in enumerate(kernel.inputs):
+                maker = makers[index] if index < len(makers) else -1
+                since = touched[place] - touched[maker + 1] if maker >= 0 else touched[-1]
+                own.append(since + math.prod(shape) * element_bytes)
+            ages.append((touched[-1], own[0] if own else 0, max(own, default=0)))
+        last = {(kernel.family, kernel.op): place for place, kernel in enumerate(kernels)}
+        kin = []
+        for place, kernel in enumerate(kernels):
+            kin.append(last[kernel.family, kernel.op])
+            last[kernel.family, kernel.op] = place
+        return cls(tuple(ages), np.array(kin, dtype=np.intp))
+
+    def waits_ms(self, times_ms: Array) -> Array:
+        """The last two fields of each kernel's `Context`, shape `(kernels, 2)`.
+
+        Args:
+            times_ms: of each kernel, shape `(kernels,)`.
+        """
+        import numpy as np
+
+        ended = np.cumsum(times_ms)
+        total = ended[-1]
+        # A kernel that does not come before this one ran in the run before.
+        before = np.where(self.kin < np.arange(len(times_ms)), 0.0, total)
+        kin = ended - times_ms - (ended[self.kin] - before)
+        return np.asarray(np.maximum(np.column_stack([total - times_ms, kin]), 0.0))
+
+    def table(self, times_ms: Array) -> Array:
+        """All fields of each kernel's `Context`, shape `(kernels, 5)`; see `waits_ms`."""
+        import numpy as np
+
+        return np.column_stack([np.array(self.ages, dtype=np.float64), self.waits_ms(times_ms)])

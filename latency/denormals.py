@@ -29,17 +29,23 @@ _MAX_STEPS = 12
 
 
 def denormal_counts(
-    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]
+    graph: onnx.GraphProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    contents: Mapping[str, memoryview],
 ) -> dict[str, int]:
     """How many denormal numbers the softmax and matrix products of a graph meet.
 
     Args:
         graph: with a name on every node.
         shapes: of its tensors, as far as they are known.
+        contents: of weights that the graph itself has no content of, by name.
 
     Returns:
         The count by the node's name, for the nodes that meet any.
     """
+    softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
+    if not softmaxes:
+        return {}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
     users: dict[str, list[onnx.NodeProto]] = {}
@@ -47,10 +53,8 @@ def denormal_counts(
         for name in node.input:
             users.setdefault(name, []).append(node)
     counts: dict[str, int] = {}
-    for node in graph.node:
-        if node.op_type != "Softmax":
-            continue
-        share = _masked_share(node.input[0], makers, weights)
+    for node in softmaxes:
+        share = _masked_share(node.input[0], makers, weights, contents)
         count = int(share * _size(shapes.get(node.input[0], shapes.get(node.output[0], ()))))
         if not count:
             continue
@@ -72,6 +76,7 @@ def _masked_share(
     tensor: str,
     makers: Mapping[str, onnx.NodeProto],
     weights: Mapping[str, onnx.TensorProto],
+    contents: Mapping[str, memoryview],
 ) -> float:
     """Part of the numbers before a softmax that a constant puts where the result is denormal."""
     import numpy as np
@@ -92,7 +97,10 @@ def _masked_share(
                 if tensor_.data_type != onnx.TensorProto.FLOAT:
                     continue
                 try:
-                    values = onnx.numpy_helper.to_array(tensor_)
+                    if name in contents:
+                        values = np.frombuffer(contents[name], dtype="<f4")
+                    else:
+                        values = onnx.numpy_helper.to_array(tensor_)
                 except (ValueError, TypeError):  # its values were left out
                     continue
                 found = (values > _LOWEST - _SCORES) & (values < _HIGHEST + _SCORES)

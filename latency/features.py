@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING
 from latency.roofline import effective_flops
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from latency.context import Context
     from latency.kernel import Kernel
+
+    Array = npt.NDArray[np.float64]
 
 __all__ = ["FEATURES", "context_features", "kernel_features", "kernel_labels", "own_features"]
 
@@ -77,13 +82,15 @@ FEATURES = (
 
 def kernel_features(kernel: Kernel, context: Context) -> list[float]:
     """The kernel as numbers, as many as `FEATURES`: its own, then those of its surroundings."""
-    return own_features(kernel) + context_features(context)
+    return [*own_features(kernel), *context_features([context])[0].tolist()]
 
 
 def own_features(kernel: Kernel) -> list[float]:
     """The features of a kernel that do not depend on its network."""
     options = json.loads(kernel.attributes) if kernel.attributes else {}
-    flops, effective = kernel.flops, effective_flops(kernel)
+    madds = kernel.madds
+    flops = kernel.flops_of(madds)
+    effective = effective_flops(kernel, flops)
     output, first = kernel.output, kernel.inputs[0] if kernel.inputs else ()
     elements = max(math.prod(output), 1)
     channels_in = first[1] if len(first) > 1 else 1
@@ -105,7 +112,7 @@ def own_features(kernel: Kernel) -> list[float]:
         _log(math.prod(output[:-1])),
         _log(row),
         _log(first[-1] if first else 1),
-        _log(kernel.madds // elements),
+        _log(madds // elements),
         _log(_run_length(kernel, options.get("perm"))),
         min((math.prod(shape) / elements for shape in kernel.inputs), default=1.0),
         float(math.prod(kernel.kernel)) if kernel.kernel else 0.0,
@@ -130,20 +137,32 @@ def own_features(kernel: Kernel) -> list[float]:
     ]
 
 
-def context_features(context: Context) -> list[float]:
-    """The features of a kernel's surroundings.
+def context_features(surroundings: Sequence[Context] | Array) -> Array:
+    """The features of the surroundings of kernels, shape `(kernels, 5)`.
 
     They level off: what is far larger than a core's own caches has left them, and how much larger
     it is makes no difference. Three convolutions in front of 1 to 256 MB of other weights took the
     same time, within 6 %; a fit to probes would extrapolate whatever slope it sees.
+
+    Args:
+        surroundings: of each kernel, or their fields as an array, see
+            `latency.context.Surroundings.table`.
     """
-    return [
-        _log(min(context.footprint_bytes, _LEVEL_BYTES)),
-        _log(min(context.input_age_bytes, _LEVEL_BYTES)),
-        _log(min(context.oldest_age_bytes, _LEVEL_BYTES)),
-        _log(min(context.absence_ms, _LEVEL_MS) * 1e3),
-        _log(min(context.kin_ms, _LEVEL_MS) * 1e3),
-    ]
+    import numpy as np
+
+    table = (
+        surroundings
+        if isinstance(surroundings, np.ndarray)
+        else np.array(
+            [
+                (c.footprint_bytes, c.input_age_bytes, c.oldest_age_bytes, c.absence_ms, c.kin_ms)
+                for c in surroundings
+            ],
+            dtype=np.float64,
+        )
+    )
+    levels, units = (_LEVEL_BYTES,) * 3 + (_LEVEL_MS,) * 2, (1.0,) * 3 + (1e3,) * 2
+    return np.asarray(np.log2(np.minimum(table, levels) * units + 1.0))
 
 
 def kernel_labels(kernel: Kernel) -> tuple[str, ...]:

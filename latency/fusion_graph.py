@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from latency.onnx_node import Node
 from latency.static import StaticGraph
 
 if TYPE_CHECKING:
@@ -451,9 +452,7 @@ def _alignment(name: str, channels: int) -> Features:
 def _attributes_of(node: onnx.NodeProto, weight: Shape) -> dict[str, Any]:
     import onnx
 
-    from latency.kernel import _attributes
-
-    values = _attributes(node)
+    values = dict(Node(node).options)
     if node.op_type in ("Conv", "ConvTranspose") and "kernel_shape" not in values:
         values["kernel_shape"] = list(weight[2:])
     window = values.get("kernel_shape")

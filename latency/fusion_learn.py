@@ -260,12 +260,13 @@ class _Lesson:
     """One original and its compiled graph."""
 
     def __init__(self, learner: FusionLearner, original: onnx.ModelProto, compiled: bytes) -> None:
-        from devices.onnx_files import name_nodes, parse_onnx
+        from devices.onnx_files import name_nodes, parse_skeleton
         from latency.kernel import _Reader
 
         self.learner = learner
         original = name_nodes(original)
-        self.reader = reader = _Reader(original, parse_onnx(compiled, "compiled graph"))
+        graph_of_runtime, weights = parse_skeleton(compiled, "compiled graph")
+        self.reader = reader = _Reader(original, graph_of_runtime, weights)
         self.kernels: list[KernelNode] = reader.kernels()
         kept = {
             name

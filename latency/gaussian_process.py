@@ -18,7 +18,7 @@ the whole fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -115,24 +115,22 @@ class GaussianProcess:
         return np.clip(self._cross(points) @ self.target, self.low, self.high)
 
     def predict(self, points: Array) -> tuple[Array, Array]:
-        """Mean and variance at points.
+        """Mean and covariance at points.
 
         Args:
             points: shape `(points, features)`.
 
         Returns:
-            The means, kept within the range of the samples, and the variances of the function, the
-            noise of a sample left out; both of shape `(points,)`.
+            The means, kept within the range of the samples, shape `(points,)`, and the covariance
+            of the function, the noise of a sample left out, shape `(points, points)`: points that
+            are alike err alike.
         """
         import numpy as np
-        from scipy.linalg import solve_triangular
 
         cross = self._cross(points)
         mean = np.clip(cross @ self.target, self.low, self.high)
-        prior = solve_triangular(self._prior_factor, cross.T, lower=True, check_finite=False)
-        known = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
-        variance = self.amplitude - (prior**2).sum(axis=0) + (known**2).sum(axis=0)
-        return mean, np.maximum(variance, 0.0)
+        placed = self._placed(points)
+        return mean, _matern(placed, placed, self.amplitude) - cross @ self._told @ cross.T
 
     def without(
         self,
@@ -140,15 +138,18 @@ class GaussianProcess:
         values: Array,
         doubt: Array,
         groups: npt.NDArray[np.intp] | None = None,
-    ) -> tuple[Array, Array]:
-        """As `predict` at samples of the fit, as if these samples had not been there.
+    ) -> Iterator[tuple[npt.NDArray[np.intp], Array, Array]]:
+        """As `predict` at samples of the fit, group by group, as if a group had not been there.
 
         Args:
             points: of the samples, shape `(samples, features)`.
             values: theirs, shape `(samples,)`.
             doubt: as in `fit`.
-            groups: of each sample, same shape: only samples of the same group are left out with
-                it; all of them by default.
+            groups: of each sample, same shape: those of one group are left out together; one group
+                by default.
+
+        Yields:
+            Of each group the places of its samples, the means and the covariance at them.
         """
         import numpy as np
         from scipy.linalg import solve_triangular
@@ -159,6 +160,7 @@ class GaussianProcess:
         prior = solve_triangular(self._prior_factor, cross.T, lower=True, check_finite=False)
         variance = self.amplitude - (prior**2).sum(axis=0)
         precision = 1.0 / (self.noise * doubt + np.maximum(variance, 0.0) + _JITTER)
+        placed = self._placed(points)
         if groups is None:
             groups = np.zeros(len(values), dtype=np.intp)
         order = np.argsort(groups, kind="stable")
@@ -168,10 +170,11 @@ class GaussianProcess:
             left = np.eye(len(members)) - hat * precision[members]
             right = np.column_stack([values[members] - means[members], hat])
             solved = np.linalg.solve(left, right)
-            means[members] = values[members] - solved[:, 0]
+            mean = np.clip(values[members] - solved[:, 0], self.low, self.high)
+            at = placed[members]
+            missed = _matern(at, at, self.amplitude) - prior[:, members].T @ prior[:, members]
             # A⁻¹ without the samples, by Woodbury's identity.
-            variance[members] += np.diag(solved[:, 1:])
-        return np.clip(means, self.low, self.high), np.maximum(variance, 0.0)
+            yield members, mean, missed + solved[:, 1:]
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What the process is made of, as arrays."""
@@ -219,8 +222,25 @@ class GaussianProcess:
         inner[np.diag_indices_from(inner)] += _JITTER * self.amplitude
         return np.asarray(np.linalg.cholesky(inner))
 
+    @cached_property
+    def _told(self) -> Array:
+        """K(U, U)⁻¹ - A⁻¹: what the samples tell of a point, as a form in its `_cross`.
+
+        One product with it takes a third of the time of solving with both factors, which for few
+        points is that of reading them.
+        """
+        import numpy as np
+        from scipy.linalg.lapack import dpotri
+
+        below = np.tril(dpotri(self._prior_factor, lower=True)[0])
+        below -= np.tril(dpotri(self.factor, lower=True)[0])
+        return np.asarray(below + np.tril(below, -1).T)
+
+    def _placed(self, points: Array) -> Array:
+        return (points - self.center) * self.weights
+
     def _cross(self, points: Array) -> Array:
-        return _matern((points - self.center) * self.weights, self.inducing, self.amplitude)
+        return _matern(self._placed(points), self.inducing, self.amplitude)
 
 
 _ARRAYS = ("center", "weights", "inducing", "factor", "target", "numbers")

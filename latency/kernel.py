@@ -21,8 +21,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from devices.errors import InvalidInputError
-from devices.onnx_files import dtype_name
+from devices.onnx_files import dtype_name, name_nodes, parse_skeleton
 from latency.denormals import denormal_counts
+from latency.onnx_node import Node
 from latency.static import StaticGraph
 
 if TYPE_CHECKING:
@@ -210,9 +211,13 @@ class Kernel:
     @property
     def flops(self) -> int:
         """Floating-point operations: two a multiply-add, else one for each element touched."""
-        if self.madds:
+        return self.flops_of(self.madds)
+
+    def flops_of(self, madds: int) -> int:
+        """As `flops`, where `madds` is known already."""
+        if madds:
             extra = math.prod(self.output) * (bool(self.activation) + self.fused_add)
-            return 2 * self.madds + extra
+            return 2 * madds + extra
         touched = max((math.prod(s) for s in (*self.inputs, *self.outputs)), default=0)
         if self.family == "pool":
             return math.prod(self.output) * max(math.prod(self.kernel), 1)
@@ -246,16 +251,12 @@ class Kernel:
     @property
     def signature(self) -> str:
         """The kernel as one stable line; equal kernels and only those have equal signatures."""
-
-        def shapes(many: Iterable[Shape]) -> str:
-            return ",".join("x".join(map(str, shape)) or "scalar" for shape in many)
-
-        parts = [self.family, self.op, f"{shapes(self.inputs)}>{shapes(self.outputs)}"]
-        parts.append(f"w{shapes(self.weights)}")
-        for letter, values in zip(
-            "ksdp", (self.kernel, self.strides, self.dilations, self.pads), strict=True
-        ):
-            parts.append(f"{letter}{'x'.join(map(str, values))}")
+        parts = [self.family, self.op, f"{_listed(self.inputs)}>{_listed(self.outputs)}"]
+        parts.append(f"w{_listed(self.weights)}")
+        for letter, values in (
+            ("k", self.kernel), ("s", self.strides), ("d", self.dilations), ("p", self.pads)
+        ):  # fmt: skip
+            parts.append(letter + "x".join(map(str, values)))
         parts += [f"g{self.groups}", self.activation, "add" if self.fused_add else ""]
         return "|".join((*parts, self.dtype, self.attributes))
 
@@ -339,55 +340,60 @@ class KernelGraph:
         return tuple(node.kernel.signature for node in self.kernels)
 
     @classmethod
-    def from_compiled(cls, original: onnx.ModelProto, compiled: bytes) -> Self:
+    def from_compiled(cls, original: onnx.ModelProto | bytes, compiled: bytes) -> Self:
         """Reads the kernels of a compiled ONNX graph.
 
         Args:
             original: the model before compilation, with fixed shapes (see
-                `devices.onnx_files.fix_shapes`).
+                `devices.onnx_files.fix_shapes`), or its serialised form; the content of its large
+                weights is not needed.
             compiled: what the runtime's `compile` gave as `data`.
 
         Raises:
             InvalidInputError: one of the two is not a readable ONNX graph.
         """
-        from devices.onnx_files import parse_onnx
-
-        return cls(tuple(_Reader(original, parse_onnx(compiled, "compiled graph")).kernels()))
+        if isinstance(original, bytes):
+            original, _ = parse_skeleton(original)
+        graph, weights = parse_skeleton(compiled, "compiled graph")
+        return cls(tuple(_Reader(original, graph, weights).kernels()))
 
 
 class _Original:
     """The original model's nodes and tensors, indexed."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        from devices.onnx_files import name_nodes
-
         model = name_nodes(model)
-        self.nodes = list(model.graph.node)
+        self.nodes = [Node(node) for node in model.graph.node]
         self.position = {node.name: i for i, node in enumerate(self.nodes)}
         self.by_name = {node.name: node for node in self.nodes}
         self.producer = {out: node for node in self.nodes for out in node.output if out}
-        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        self.consumers: dict[str, list[Node]] = {}
         for node in self.nodes:
             for name in dict.fromkeys(node.input):
                 self.consumers.setdefault(name, []).append(node)
-        static = StaticGraph(model)
+        static = StaticGraph(model, walk=False)
         self.constants = static.constants
         # What is computed from weights and shapes alone is folded away and takes no time.
-        self.folded = {self.nodes[i].name for i in static.folded}
+        self.folded = {node.name for node in self.nodes if static.visit(node)}
         self.shapes, self.dtypes = static.shapes, static.dtypes
         self.tensors = {*self.producer, *(value.name for value in model.graph.input)}
 
-    def data_inputs(self, node: onnx.NodeProto) -> list[str]:
-        return [name for name in node.input if name and name not in self.constants]
+    def data_inputs(self, node: Node) -> list[str]:
+        return [name for name in node.given if name not in self.constants]
 
 
 class _Reader:
     """Matches a compiled graph to its original, one compiled node after the other."""
 
-    def __init__(self, original: onnx.ModelProto, compiled: onnx.ModelProto) -> None:
-
+    def __init__(
+        self,
+        original: onnx.ModelProto,
+        compiled: onnx.ModelProto,
+        contents: Mapping[str, memoryview],
+    ) -> None:
         self.original = _Original(original)
-        self.nodes = list(compiled.graph.node)
+        self.contents = contents
+        self.nodes = [Node(node) for node in compiled.graph.node]
         self.weights: dict[str, Shape] = {
             tensor.name: tuple(tensor.dims) for tensor in compiled.graph.initializer
         }
@@ -412,8 +418,8 @@ class _Reader:
         covered: list[list[str]] = []
         kernels: list[Kernel] = []
         for node in self.nodes:
-            attributes = _attributes(node)
-            inputs = [name for name in node.input if name and name not in self.weights]
+            attributes = node.options
+            inputs = [name for name in node.given if name not in self.weights]
             if node.op_type in ("ReorderInput", "ReorderOutput"):
                 names = self._cover_reorder(node, attributes)
             else:
@@ -422,6 +428,9 @@ class _Reader:
             kernels.append(self._kernel(node, attributes, inputs))
             covered.append(names)
         self._mark_denormals(kernels)
+        # Equal kernels are one object, so that whoever looks one up need not compare them again.
+        known: dict[Kernel, Kernel] = {}
+        kernels = [known.setdefault(kernel, kernel) for kernel in kernels]
         self._attribute_the_rest(covered)
         producer = {out: i for i, node in enumerate(self.nodes) for out in node.output if out}
         return [
@@ -429,16 +438,14 @@ class _Reader:
                 kernel,
                 node.name or node.output[0],
                 tuple(names),
-                tuple(producer.get(n, -1) for n in node.input if n and n not in self.weights),
+                tuple([producer.get(n, -1) for n in node.given if n not in self.weights]),
             )
             for kernel, node, names in zip(kernels, self.nodes, covered, strict=True)
         ]
 
     # -- which original nodes a compiled node stands for
 
-    def _cover(
-        self, node: onnx.NodeProto, attributes: Mapping[str, Any], inputs: Sequence[str]
-    ) -> list[str]:
+    def _cover(self, node: Node, attributes: Mapping[str, Any], inputs: Sequence[str]) -> list[str]:
         """Names of the original nodes that this one covers; notes what its outputs equal."""
         stops = {self.equal[name] for name in inputs if name in self.equal}
         end = self._end_tensor(node, attributes, stops)
@@ -462,7 +469,7 @@ class _Reader:
         self.claimed.update(names)
         return sorted(names, key=self._weight)
 
-    def _cover_reorder(self, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> list[str]:
+    def _cover_reorder(self, node: Node, attributes: Mapping[str, Any]) -> list[str]:
         """A layout change stands for no node, but for a transposition that it does on the way."""
         source, target = node.input[0], node.output[0]
         self._pass_on(source, target)
@@ -472,7 +479,7 @@ class _Reader:
         perm = (0, 2, 3, 1) if node.op_type == "ReorderOutput" else (0, 3, 1, 2)
         for candidate in self.original.consumers.get(self.equal.get(source, ""), ()):
             if candidate.op_type == "Transpose" and (
-                tuple(_attributes(candidate).get("perm", ())) == perm
+                tuple(candidate.options.get("perm", ())) == perm
             ):
                 self.equal[target] = candidate.output[0]
                 self.claimed.add(candidate.name)
@@ -483,7 +490,7 @@ class _Reader:
             self._know_shape(target, tuple(shape[axis] for axis in perm), self.dtypes[source])
         return names
 
-    def _correct_shapes(self, node: onnx.NodeProto) -> None:
+    def _correct_shapes(self, node: Node) -> None:
         """Lets ONNX's inference, where it knows the operation, overrule the matching by tensors.
 
         A runtime that moves transpositions through the graph leaves tensors that have the values
@@ -503,9 +510,7 @@ class _Reader:
         self.shapes[name], self.dtypes[name] = shape, dtype
         self.static.set(name, shape, dtype)
 
-    def _end_tensor(
-        self, node: onnx.NodeProto, attributes: Mapping[str, Any], stops: set[str]
-    ) -> str | None:
+    def _end_tensor(self, node: Node, attributes: Mapping[str, Any], stops: set[str]) -> str | None:
         """The original tensor that the node's first output equals."""
         original = self.original
         if node.output and node.output[0] in original.producer:
@@ -559,7 +564,7 @@ class _Reader:
                 end = self.original.producer.get(node.output[0])
                 if end is None:
                     continue
-                if not _attributes(node).get("channels_last"):
+                if not node.options.get("channels_last"):
                     ends[node.input[0]] = node.output[0]
                 elif end.op_type == "Transpose" and end.input[0] in self.original.producer:
                     ends[node.input[0]] = end.input[0]
@@ -569,7 +574,7 @@ class _Reader:
                     ends[node.input[0]] = convolution.input[0]
         return ends
 
-    def _convolution_behind(self, tensor: str | None) -> onnx.NodeProto | None:
+    def _convolution_behind(self, tensor: str | None) -> Node | None:
         """The convolution that a fused chain ending in this tensor begins with."""
         for _ in range(4):
             node = self.original.producer.get(tensor or "")
@@ -580,7 +585,7 @@ class _Reader:
             tensor = node.input[0]
         return None
 
-    def _named_tensor(self, node: onnx.NodeProto) -> str | None:
+    def _named_tensor(self, node: Node) -> str | None:
         """The original tensor that the node's own name points to."""
         original, name = self.original, node.name
         if name.endswith(_NCHWC_SUFFIX) and name.removesuffix(_NCHWC_SUFFIX) in original.producer:
@@ -595,7 +600,7 @@ class _Reader:
                 return str(original.by_name[cut].output[0])
         return None
 
-    def _next_tensor(self, node: onnx.NodeProto, stops: set[str]) -> str | None:
+    def _next_tensor(self, node: Node, stops: set[str]) -> str | None:
         """Output of the first original node after the inputs that does what this one does."""
         original = self.original
         # The runtime writes hard-swish out as a product where it cannot fuse it.
@@ -680,7 +685,7 @@ class _Reader:
             self._know_shape(target, self.shapes[target], self.dtypes.get(target) or "float32")
 
     def _infer_shape(
-        self, node: onnx.NodeProto, attributes: Mapping[str, Any], inputs: Sequence[str]
+        self, node: Node, attributes: Mapping[str, Any], inputs: Sequence[str]
     ) -> None:
         """Shape of an output that equals no tensor of the original: by the operation itself."""
         known = [self.shapes[name] for name in inputs if name in self.shapes]
@@ -702,13 +707,11 @@ class _Reader:
 
     # -- the kernel itself
 
-    def _kernel(
-        self, node: onnx.NodeProto, attributes: Mapping[str, Any], inputs: Sequence[str]
-    ) -> Kernel:
+    def _kernel(self, node: Node, attributes: Mapping[str, Any], inputs: Sequence[str]) -> Kernel:
         domain = node.domain.rpartition(".")[2]
-        weights = tuple(self.weights[name] for name in node.input if name in self.weights)
-        shapes = tuple(self.shapes.get(name, ()) for name in inputs)
-        outputs = tuple(self.shapes.get(name, ()) for name in node.output if name)
+        weights = tuple([self.weights[name] for name in node.input if name in self.weights])
+        shapes = tuple([self.shapes.get(name, ()) for name in inputs])
+        outputs = tuple([self.shapes.get(name, ()) for name in node.output if name])
         is_convolution = node.op_type in _CONVOLUTIONS
         window = tuple(attributes.get("kernel_shape", ()))
         if is_convolution and not window and weights:
@@ -716,11 +719,7 @@ class _Reader:
         # A window's values that are left out mean one (strides, dilations) and nothing (pads).
         ones, zeros = (1,) * len(window), (0,) * (2 * len(window))
         groups = int(attributes.get("group", 1))
-        rest = {
-            key: value
-            for key, value in sorted(attributes.items())
-            if key not in _SEEN_ATTRIBUTES and not isinstance(value, bytes)
-        }
+        rest = {key: value for key, value in attributes.items() if key not in _SEEN_ATTRIBUTES}
         return Kernel(
             family=_family(node.op_type, window, groups, shapes, bool(weights)),
             op=f"{domain}.{node.op_type}" if domain else node.op_type,
@@ -740,19 +739,23 @@ class _Reader:
 
     def _mark_denormals(self, kernels: list[Kernel]) -> None:
         """Makes kernels of their own of those that meet denormal numbers."""
-        counts = denormal_counts(self.compiled, self.shapes)
+        counts = denormal_counts(self.compiled, self.shapes, self.contents)
         for index, node in enumerate(self.nodes):
             if node.name in counts:
                 options = json.loads(kernels[index].attributes or "{}")
                 options["denormals"] = counts[node.name]
                 kernels[index] = replace(kernels[index], attributes=_dumped(options))
 
-    def _dtype(self, node: onnx.NodeProto) -> str:
+    def _dtype(self, node: Node) -> str:
         for name in (*node.output, *node.input):
             found = self.dtypes.get(name) or self.weight_dtypes.get(name)
             if found:
                 return found
         return "float32"
+
+
+def _listed(shapes: Iterable[Shape]) -> str:
+    return ",".join(["x".join(map(str, shape)) or "scalar" for shape in shapes])
 
 
 def _family(op: str, window: Shape, groups: int, inputs: Sequence[Shape], has_weights: bool) -> str:
@@ -766,26 +769,11 @@ def _family(op: str, window: Shape, groups: int, inputs: Sequence[Shape], has_we
     return "conv_pointwise" if math.prod(window) == 1 else "conv_dense"
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def _dumped(options: Mapping[str, Any]) -> str:
-    return json.dumps(options, sort_keys=True, separators=(",", ":"))
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Attributes as plain values: text decoded, sequences as lists, tensors and graphs left out."""
-    import onnx
-
-    values: dict[str, Any] = {}
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        if isinstance(value, bytes):
-            values[attribute.name] = value.decode("utf-8", errors="replace")
-        elif isinstance(value, int | float | str):
-            values[attribute.name] = value
-        elif isinstance(value, Sequence) or hasattr(value, "__iter__"):
-            numbers = list(value)
-            if all(isinstance(item, int | float) for item in numbers) and len(numbers) <= 16:
-                values[attribute.name] = numbers
-    return values
+    return _ENCODER.encode(options)
 
 
 def _multiplied(left: Shape, right: Shape, attributes: Mapping[str, Any]) -> Shape:

@@ -7,7 +7,7 @@ kernel (`latency.context`). A calibration brings kernel sums to whole networks (
 little to every kernel), and is applied to the kernels, so that ``latency_ms == fixed_ms + sum of
 the kernels' latency_ms`` holds exactly: a search table built from kernels adds up.
 
-The interval is conformal, on whole networks: see `latency.interval`. What a finished card was
+The interval is one for whole networks: see `latency.interval`. What a finished card was
 fitted to is kept in it (`Predictor.to_bytes`), so that a prediction need not fit again.
 """
 
@@ -19,15 +19,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from devices.errors import InvalidInputError, UnavailableError
 from devices.preemption import busy_warning
 from latency.card import ANCHOR, CHOSEN, WHOLE
-from latency.context import Context, contexts
-from latency.interval import MIN_SCORES, Doubt, Intervals, Score
+from latency.context import Context, Surroundings
+from latency.interval import MIN_SCORES, Intervals, Score
 from latency.kernel import Kernel, KernelGraph
 from latency.regressor import Described, FamilyRegressor, Sample, Samples
 from latency.roofline import Roofline
@@ -46,16 +46,19 @@ __all__ = ["Calibration", "KernelPrediction", "Prediction", "Predictor"]
 
 Source = Literal["measured", "regressed", "roofline"]
 
-FIT_VERSION = 4
+FIT_VERSION = 5
 """Of what `Predictor.to_bytes` writes; another one is fitted anew."""
 MIN_VISITS = 3
 """A kernel seen in fewer visits is predicted instead of looked up."""
-UNCOVERED_FACTOR = 3.0
-"""How far off, either way, the roofline of an operation never measured may be."""
+_UNCOVERED_DEVIATION = 0.67
+"""Standard deviation of the logarithm of what a roofline says of an operation never measured: a
+network of nothing else has an interval from a third to three times its latency."""
 _OPS_SEEN = 2
 """Different kernels of an operation before its family's regressor speaks for it."""
 _MEASURED_DEVIATION = 0.03
 """Standard deviation of the logarithm of one kernel's measured time."""
+_MAX_KEYS = 16_384
+"""Kernels whose key is remembered."""
 _MAX_SCORES = 500
 """Networks that the interval rests on, at most; more of them change it little."""
 _LEAST_PART = 0.1
@@ -216,6 +219,46 @@ class _Hit:
         return _MEASURED_DEVIATION / math.sqrt(self.networks) + 0.01
 
 
+@dataclass(frozen=True, eq=False)
+class _Spread:
+    """How sure the times of a network's kernels are.
+
+    Attributes:
+        alone: deviation of the logarithm of each kernel that was measured, by its place.
+        blocks: places of kernels that were not, one family after the other, with the covariance of
+            their logarithms.
+        never: places of kernels whose operation was never measured.
+    """
+
+    alone: Mapping[int, float]
+    blocks: Sequence[tuple[Sequence[int], Array]]
+    never: Sequence[int] = ()
+
+    def deviation(self, times_ms: Sequence[float]) -> float:
+        """Standard deviation of the logarithm of the sum of the kernels' times."""
+        import numpy as np
+
+        times = np.array(times_ms)
+        variance = sum((times[i] * deviation) ** 2 for i, deviation in self.alone.items())
+        variance += float(times[list(self.never)].sum() * _UNCOVERED_DEVIATION) ** 2
+        for places, covariance in self.blocks:
+            own = times[list(places)]
+            variance += max(float(own @ covariance @ own), 0.0)
+        total = float(times.sum())
+        return math.sqrt(variance) / total if total else 0.0
+
+    def together(self, times_ms: Sequence[float]) -> float:
+        """As `deviation` of what was measured, if all errors went the same way."""
+        import numpy as np
+
+        times = np.array(times_ms)
+        added = sum(times[i] * deviation for i, deviation in self.alone.items())
+        for places, covariance in self.blocks:
+            added += float(times[list(places)] @ np.sqrt(np.maximum(np.diag(covariance), 0.0)))
+        total = float(times.sum() - times[list(self.never)].sum())
+        return float(added / total) if total else 0.0
+
+
 class Predictor:
     """Fitted to one card; fitting is deterministic.
 
@@ -325,7 +368,7 @@ class Predictor:
         Args:
             graph: kernels as the card's runtime compiles them.
         """
-        times, deviations, sources = self._kernel_times(graph)
+        times, sources, spread = self._kernel_times(graph)
         kernels = tuple(
             KernelPrediction(node.kernel, self.calibration.kernel_ms(time_ms), source, node.nodes)
             for node, time_ms, source in zip(graph.kernels, times, sources, strict=True)
@@ -333,16 +376,12 @@ class Predictor:
         total_ms = math.fsum(k.latency_ms for k in kernels)
         uncovered_ms = sum(k.latency_ms for k in kernels if k.source == "roofline")
         latency_ms = self.calibration.fixed_ms + total_ms
-        known = [k for k in kernels if k.source != "roofline"]
-        width = self.intervals.half_width(
-            Doubt.of([k.latency_ms for k in known], deviations, [k.kernel.family for k in known])
-        )
-        known_ms = latency_ms - uncovered_ms
+        width = self.intervals.half_width(spread.deviation([k.latency_ms for k in kernels]))
         unknown = Counter(k.kernel.op for k in kernels if k.source == "roofline")
         return Prediction(
             latency_ms=latency_ms,
-            low_ms=known_ms * math.exp(-width) + uncovered_ms / UNCOVERED_FACTOR,
-            high_ms=known_ms * math.exp(width) + uncovered_ms * UNCOVERED_FACTOR,
+            low_ms=latency_ms * math.exp(-width),
+            high_ms=latency_ms * math.exp(width),
             coverage=1.0 - uncovered_ms / total_ms if total_ms else 1.0,
             fixed_ms=self.calibration.fixed_ms,
             kernels=kernels,
@@ -352,15 +391,16 @@ class Predictor:
             simulated=self.card.simulated,
         )
 
-    def doubt(self, graph: KernelGraph) -> Doubt:
-        """How uncertain the kernels of a network are, those never measured left out.
+    def uncertainty(self, graph: KernelGraph) -> float:
+        """Deviation of the logarithm of a network's time, were all kernels wrong the same way.
+
+        Kernels that were never measured are left out.
 
         Args:
             graph: kernels as the card's runtime compiles them.
         """
-        times, deviations, sources = self._kernel_times(graph)
-        known = [t for t, source in zip(times, sources, strict=True) if source != "roofline"]
-        return Doubt.of([self.calibration.kernel_ms(t) for t in known], deviations)
+        times, _, spread = self._kernel_times(graph)
+        return spread.together([self.calibration.kernel_ms(t) for t in times])
 
     def to_bytes(self) -> bytes:
         """The fit as bytes, without pickle: arrays, and JSON beside them."""
@@ -461,16 +501,14 @@ class Predictor:
             warning += f"; {len(set(unknown))} patterns never seen ({names})"
         return graph, f"{warning}."
 
-    def _kernel_times(self, graph: KernelGraph) -> tuple[list[float], list[float], list[Source]]:
-        """Uncalibrated time of each kernel, deviations of those that are known, and the sources."""
+    def _kernel_times(self, graph: KernelGraph) -> tuple[list[float], list[Source], _Spread]:
+        """Uncalibrated time of each kernel, where it is from, and how sure it is."""
         import numpy as np
 
         nodes = graph.kernels
+        hits = self._looked_up(graph)
         times = np.zeros(len(nodes))
-        deviations: dict[int, float] = {}
-        sources: list[Source] = ["roofline"] * len(nodes)
         members: dict[str, list[int]] = {}
-        hits = [self._hits.get(_key(node.kernel)) for node in nodes]
         for i, node in enumerate(nodes):
             family = node.kernel.family
             # The only kernel of its operation may be one that was measured.
@@ -483,31 +521,49 @@ class Predictor:
             family: Described.of([nodes[i].kernel for i in places])
             for family, places in members.items()
         }
+        lift = np.array([math.exp(hit.residual) if hit else 1.0 for hit in hits])
         for family, places in members.items():
             times[places] = self._families[family].roofline.predict(kernels[family].terms)
-        lift = np.array([math.exp(hit.residual) if hit else 1.0 for hit in hits])
         # How long ago a kernel's weights were used depends on the times that are asked for: those
         # of the roofline tell it roughly, those of a first answer well enough.
-        around = self._surroundings(graph, times)
+        surroundings = Surroundings.of([n.kernel for n in nodes], [n.sources for n in nodes])
+        around = surroundings.table(times)
         for family, places in members.items():
-            own = [around[i] for i in places]
-            found = self._families[family].times_ms(kernels[family], own)
+            found = self._families[family].times_ms(kernels[family], around[places])
             times[places] = found * lift[places]
-        around = self._surroundings(graph, times)
+        around = surroundings.table(times)
+        blocks: list[tuple[list[int], Array]] = []
         for family, places in members.items():
-            own = [around[i] for i in places]
-            found, spread = self._families[family].predict(kernels[family], own)
-            times[places] = found * lift[places]
-            for i, deviation in zip(places, spread, strict=True):
-                hit = hits[i]
-                sources[i] = "measured" if hit else "regressed"
-                deviations[i] = hit.deviation if hit else float(deviation)
-        return times.tolist(), [deviations[i] for i in sorted(deviations)], sources
+            # How sure a regressor is takes longer than what it says, and matters only where no
+            # measurement says it.
+            for asked in (True, False):
+                picks = [j for j, i in enumerate(places) if (hits[i] is None) == asked]
+                if not picks:
+                    continue
+                chosen, described = [places[j] for j in picks], kernels[family].take(picks)
+                own, regressor = around[chosen], self._families[family]
+                if asked:
+                    found, covariance = regressor.predict(described, own)
+                    blocks.append((chosen, covariance))
+                else:
+                    found = regressor.times_ms(described, own)
+                times[chosen] = found * lift[chosen]
+        sources: list[Source] = ["roofline"] * len(nodes)
+        for places in members.values():
+            for i in places:
+                sources[i] = "measured" if hits[i] else "regressed"
+        alone = {i: hit.deviation for i, hit in enumerate(hits) if hit is not None}
+        never = [i for i, source in enumerate(sources) if source == "roofline"]
+        return times.tolist(), sources, _Spread(alone, blocks, never)
 
-    @staticmethod
-    def _surroundings(graph: KernelGraph, times_ms: Array) -> tuple[Context, ...]:
-        nodes = graph.kernels
-        return contexts([n.kernel for n in nodes], [n.sources for n in nodes], times_ms.tolist())
+    def _looked_up(self, graph: KernelGraph) -> list[_Hit | None]:
+        """What was measured of each kernel."""
+        found: dict[int, _Hit | None] = {}
+        for node in graph.kernels:
+            # Equal kernels of a graph are one object, and signatures take their time.
+            if id(node.kernel) not in found:
+                found[id(node.kernel)] = self._hits.get(_key(node.kernel))
+        return [found[id(node.kernel)] for node in graph.kernels]
 
     def _warnings(self, unknown: Mapping[str, int]) -> tuple[str, ...]:
         lines = list(self._card_warnings)
@@ -624,8 +680,12 @@ class _Fitting:
             judged = [judged[int(i)] for i in np.sort(picks)]
         return judged
 
-    def _left_out(self) -> dict[tuple[str, int], tuple[float, float]]:
-        """Time and deviation of each kernel of the judged networks, its network left out."""
+    def _left_out(self) -> dict[tuple[int, str], tuple[list[int], Array, Array]]:
+        """What regressors say of the judged networks' kernels, each network left out.
+
+        By network and family the numbers of the samples, their times and the covariance of the
+        logarithms.
+        """
         import numpy as np
 
         wanted: dict[str, list[tuple[int, int]]] = {}
@@ -637,9 +697,9 @@ class _Fitting:
         for family, members in wanted.items():
             groups = np.array([index for index, _ in members])
             own = self.measured[family].take([place for _, place in members])
-            answers = zip(members, *self.families[family].without(own, groups), strict=True)
-            for (_, number), time_ms, deviation in answers:
-                found[family, number] = float(time_ms), float(deviation)
+            for rows, times, covariance in self.families[family].without(own, groups):
+                numbers = [members[row][1] for row in rows]
+                found[members[rows[0]][0], family] = numbers, times, covariance
         return found
 
     def _key(self, kernel: Kernel) -> int:
@@ -654,33 +714,40 @@ class _Fitting:
         many = len(self.table.networks)
         # One network in a hundred does not move three coefficients, but refitting takes its time.
         calibration = self._calibrate(index) if 4 < many <= 100 else self.calibration
-        times, deviations = [], []
-        for place in self.places[index]:
-            if place is None:
-                continue
-            time_ms, deviation = self.left_out[place]
-            sample = self.samples[place[0]][place[1]]
-            hit = _hit(self.residuals[self._key(sample.kernel)], without=index)
-            times.append(time_ms * math.exp(hit.residual if hit else 0.0))
-            deviations.append(hit.deviation if hit else deviation)
+        times: list[float] = []
+        alone: dict[int, float] = {}
+        blocks: list[tuple[list[int], Array]] = []
+        for family in dict.fromkeys(place[0] for place in self.places[index] if place):
+            numbers, said, covariance = self.left_out[index, family]
+            lifts: list[float] = []
+            asked: list[int] = []
+            for row, number in enumerate(numbers):
+                sample = self.samples[family][number]
+                hit = _hit(self.residuals[self._key(sample.kernel)], without=index)
+                if hit is None:
+                    asked.append(row)
+                else:
+                    alone[len(times) + row] = hit.deviation
+                lifts.append(math.exp(hit.residual) if hit else 1.0)
+            if asked:
+                places = [len(times) + row for row in asked]
+                blocks.append((places, covariance[asked][:, asked]))
+            times.extend((said * lifts).tolist())
         missing = len(network.rows) - len(times)
         return Score(
             kind=network.kind,
             whole_ms=network.whole_ms,
             predicted_ms=calibration.whole_ms([*times, *([0.0] * missing)]),
             summed_ms=calibration.whole_ms(network.times_ms),
-            doubt=Doubt.of(
-                [calibration.kernel_ms(t) for t in times],
-                deviations,
-                [place[0] for place in self.places[index] if place],
-            ),
+            deviation=_Spread(alone, blocks).deviation([calibration.kernel_ms(t) for t in times]),
+            noise=network.noise,
         )
 
     def _validation(self, scores: Sequence[Score], intervals: Intervals) -> dict[str, Any]:
         groups: dict[str, list[Score]] = {}
         for score in scores:
             groups.setdefault(score.kind, []).append(score)
-        widths = sorted(math.exp(intervals.half_width(s.doubt)) - 1 for s in scores)
+        widths = sorted(math.exp(intervals.half_width(s.deviation)) - 1 for s in scores)
         return {
             "method": "leave one network out",
             "networks": len(scores),
@@ -699,10 +766,11 @@ class _Fitting:
         """Errors of single kernels, their networks left out, by family, with their shares."""
         ratios: dict[str, list[float]] = {}
         spent: dict[str, float] = {}
-        for (family, place), (time_ms, _) in self.left_out.items():
-            sample = self.samples[family][place]
-            ratios.setdefault(family, []).append(time_ms / sample.time_ms)
-            spent[family] = spent.get(family, 0.0) + sample.time_ms
+        for (_, family), (numbers, times, _) in self.left_out.items():
+            for number, time_ms in zip(numbers, times, strict=True):
+                sample = self.samples[family][number]
+                ratios.setdefault(family, []).append(time_ms / sample.time_ms)
+                spent[family] = spent.get(family, 0.0) + sample.time_ms
         total = sum(spent.values())
         return {
             family: {
@@ -719,6 +787,7 @@ def _kernels(table: KernelTable, network: NetworkRow) -> Iterable[tuple[Kernel, 
         yield table.kernels[row].kernel, context, time_ms
 
 
+@lru_cache(maxsize=_MAX_KEYS)
 def _key(kernel: Kernel) -> int:
     """A number that stands for the kernel; equal kernels have equal ones."""
     digest = hashlib.blake2b(kernel.signature.encode(), digest_size=8)

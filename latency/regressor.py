@@ -6,8 +6,9 @@ extrapolation should do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from latency.features import FEATURES, context_features, kernel_labels, own_features
@@ -33,6 +34,8 @@ _MIN_SAMPLES = 8
 """With fewer, a family has a roofline only."""
 _SCARCE_DEVIATION = 0.35
 """Standard deviation of the logarithm where there is only a roofline."""
+_MAX_KNOWN = 16_384
+"""Kernels whose description is remembered: some 30 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,15 @@ class Sample:
     context: Context
     time_ms: float
     visits: int
+
+
+_Description = tuple[tuple[float, ...], tuple[str, ...], tuple[float, ...]]
+
+
+@lru_cache(maxsize=_MAX_KNOWN)
+def _description(kernel: Kernel) -> _Description:
+    """What `Described` holds of one kernel; networks of one space have many in common."""
+    return tuple(own_features(kernel)), kernel_labels(kernel), roofline_terms(kernel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,27 +83,29 @@ class Described:
         """From kernels, at least one."""
         import numpy as np
 
-        # A kernel that occurs again is mostly the same object.
-        known: dict[int, tuple[list[float], tuple[str, ...], tuple[float, ...]]] = {}
-        found = []
+        # A kernel that occurs again is mostly the same object, and to hash one takes its time.
+        known: dict[int, _Description] = {}
         for kernel in kernels:
-            own = known.get(id(kernel))
-            if own is None:
-                own = own_features(kernel), kernel_labels(kernel), roofline_terms(kernel)
-                known[id(kernel)] = own
-            found.append(own)
+            if id(kernel) not in known:
+                known[id(kernel)] = _description(kernel)
+        found = [known[id(kernel)] for kernel in kernels]
         return cls(
             np.array([features for features, _, _ in found]),
             tuple(labels for _, labels, _ in found),
             np.array([terms for _, _, terms in found]),
         )
 
-    def within(self, surroundings: Sequence[Context]) -> Array:
+    def within(self, surroundings: Sequence[Context] | Array) -> Array:
         """All features of the kernels, in their networks; shape `(kernels, features)`."""
         import numpy as np
 
-        around = np.array([context_features(context) for context in surroundings])
-        return np.hstack([self.features, around])
+        return np.hstack([self.features, context_features(surroundings)])
+
+    def take(self, places: Sequence[int]) -> Self:
+        """Some of them, in the order given."""
+        index = list(places)
+        labels = tuple(self.labels[place] for place in index)
+        return type(self)(self.features[index], labels, self.terms[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +152,13 @@ class Samples:
         )
 
 
+def _scarce(count: int) -> Array:
+    """Covariance where there is only a roofline: wrong the same way for all."""
+    import numpy as np
+
+    return np.full((count, count), _SCARCE_DEVIATION**2)
+
+
 @dataclass(frozen=True)
 class FamilyRegressor:
     """A fitted regressor.
@@ -172,28 +193,28 @@ class FamilyRegressor:
         return cls(roofline, labels, GaussianProcess.fit(points, values, samples.doubt, effort))
 
     def predict(
-        self, kernels: Sequence[Kernel] | Described, surroundings: Sequence[Context]
+        self, kernels: Sequence[Kernel] | Described, surroundings: Sequence[Context] | Array
     ) -> tuple[Array, Array]:
-        """Milliseconds of each kernel, and the standard deviation of their logarithm.
+        """Milliseconds of each kernel, and the covariance of their logarithms.
 
         Args:
             kernels: of this family, at least one.
-            surroundings: of each.
+            surroundings: of each, see `latency.features.context_features`.
 
         Returns:
-            Two arrays of shape `(kernels,)`.
+            Arrays of shapes `(kernels,)` and `(kernels, kernels)`.
         """
         import numpy as np
 
         own = kernels if isinstance(kernels, Described) else Described.of(kernels)
         base = self.roofline.predict(own.terms)
         if self.process is None:
-            return base, np.full(len(base), _SCARCE_DEVIATION)
+            return base, _scarce(len(base))
         points = self._points(own.within(surroundings), own.labels)
-        mean, variance = self.process.predict(points)
-        return base * np.exp(mean), np.sqrt(variance)
+        mean, covariance = self.process.predict(points)
+        return base * np.exp(mean), covariance
 
-    def times_ms(self, kernels: Described, surroundings: Sequence[Context]) -> Array:
+    def times_ms(self, kernels: Described, surroundings: Sequence[Context] | Array) -> Array:
         """The times of `predict` alone, which cost much less; shape `(kernels,)`."""
         import numpy as np
 
@@ -214,23 +235,32 @@ class FamilyRegressor:
 
     def without(
         self, samples: Samples, groups: npt.NDArray[np.intp] | None = None
-    ) -> tuple[Array, Array]:
+    ) -> Iterator[tuple[npt.NDArray[np.intp], Array, Array]]:
         """As `predict` for some of the fit's own samples, as if these had not been there.
 
         Args:
             samples: some of those given to `fit`, at least one. The roofline keeps what it has
                 learned from them: four numbers are hardly moved by one network.
             groups: which samples are left out together, see `GaussianProcess.without`.
+
+        Yields:
+            Of each group the places of its samples, and what `predict` gives for them.
         """
         import numpy as np
 
         base = self.roofline.predict(samples.terms)
         if self.process is None:
-            return base, np.full(len(samples), _SCARCE_DEVIATION)
+            own = np.zeros(len(samples), dtype=np.intp) if groups is None else groups
+            for group in np.unique(own):
+                members = np.flatnonzero(own == group)
+                yield members, base[members], _scarce(len(members))
+            return
         values = np.log(samples.times_ms / base)
         points = self._points(samples.features, samples.labels)
-        mean, variance = self.process.without(points, values, samples.doubt, groups)
-        return base * np.exp(mean), np.sqrt(variance)
+        for members, mean, covariance in self.process.without(
+            points, values, samples.doubt, groups
+        ):
+            yield members, base[members] * np.exp(mean), covariance
 
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """What it is made of: a JSON object and arrays."""

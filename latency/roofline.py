@@ -26,16 +26,21 @@ __all__ = ["Roofline", "effective_flops", "roofline_terms"]
 _TERMS = 5
 
 
-def effective_flops(kernel: Kernel) -> float:
+def effective_flops(kernel: Kernel, flops: int | None = None) -> float:
     """Operations that are really carried out, padding of blocked channels included.
 
     Blocked layouts round channels up to the vector width; the weights, kept in that layout, show by
     how much.
+
+    Args:
+        kernel: with its weights as the runtime keeps them.
+        flops: `kernel.flops`, where the caller knows it.
     """
+    flops = kernel.flops if flops is None else flops
     if kernel.family.startswith("conv_") and kernel.weights and len(kernel.output) == 4:
         batch, _, height, width = kernel.output
-        return max(2.0 * batch * height * width * math.prod(kernel.weights[0]), kernel.flops)
-    return float(kernel.flops)
+        return max(2.0 * batch * height * width * math.prod(kernel.weights[0]), flops)
+    return float(flops)
 
 
 def roofline_terms(kernel: Kernel) -> tuple[float, ...]:

@@ -9,10 +9,13 @@ each node is taken in turn: constants of a few numbers are computed, shapes are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from devices.onnx_files import dtype_name
+from latency.onnx_node import Node
+from latency.shape_rules import has_rule, needs_attributes, output_shape
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,14 +51,14 @@ class StaticGraph:
         """
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, str] = {}
-        self.values: dict[str, Array] = {}
+        self.values = _Values()
         self.constants: set[str] = set()
         self.folded: set[int] = set()
         self._opsets = {o.domain: o.version for o in model.opset_import}
         self._imports = list(model.opset_import)
         self._ir_version = model.ir_version
+        self._kinds: dict[str, int] = {}
         self._types: dict[str, onnx.TypeProto] = {}
-        self._tensors: dict[str, onnx.TensorProto] = {}
         self._schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         for tensor in model.graph.initializer:
             self._add_weight(tensor)
@@ -66,49 +69,67 @@ class StaticGraph:
                 self._set_type(value.name, value.type)
         if walk:
             for position, node in enumerate(model.graph.node):
-                if self.visit(node):
+                if self.visit(Node(node)):
                     self.folded.add(position)
 
-    def visit(self, node: onnx.NodeProto) -> bool:
+    def visit(self, node: Node) -> bool:
         """Finds what is known of a node's outputs; its inputs must have been visited before.
 
         Returns:
             Whether all outputs are constant.
         """
-        names = [name for name in node.input if name]
-        fixed = all(name in self.constants for name in names)
+        names = node.given
+        fixed = self.constants.issuperset(names)
         if node.op_type in ("Shape", "Size"):
             fixed = bool(names) and names[0] in self.shapes
         fixed = fixed and not _is_open(node)
         if fixed:
             self.constants.update(name for name in node.output if name)
             self._evaluate(node)
-        if not all(name in self.shapes for name in node.output if name) and not self.infer(node):
+        known = all(map(self.shapes.__contains__, filter(None, node.output)))
+        if not known and not self.infer(node):
             for name in node.output:
                 if name not in self.shapes and name in self._declared:
                     self._set_type(name, self._declared[name])
         return fixed
 
-    def infer(self, node: onnx.NodeProto) -> bool:
+    def infer(self, node: Node) -> bool:
         """Infers the shapes of a node's outputs from those of its inputs.
 
         Returns:
             Whether all of them were found.
         """
+        return self._infer_by_rule(node) or self._infer_by_onnx(node)
+
+    def _infer_by_rule(self, node: Node) -> bool:
+        """As `infer`, for the operations that `latency.shape_rules` knows."""
+        if node.domain not in ("", "ai.onnx") or not has_rule(node.op_type):
+            return False
+        outputs, names = node.output, node.given
+        if len(outputs) != 1 or not all(map(self._kinds.__contains__, names)):
+            return False
+        options = node.options if needs_attributes(node.op_type) else {}
+        shape = output_shape(node.op_type, [self.shapes[name] for name in names], options)
+        if shape is None:
+            return False
+        self._note(outputs[0], shape, self._kinds[names[0]])
+        return True
+
+    def _infer_by_onnx(self, node: Node) -> bool:
         import onnx
 
         schema = self._schema(node)
         if schema is None:
             return False
-        names = [name for name in node.input if name]
-        if any(name not in self._types for name in names):
+        names = node.given
+        if not all(map(self._kinds.__contains__, names)):
             return False
         try:
             found = onnx.shape_inference.infer_node_outputs(
                 schema,
-                node,
-                {name: self._types[name] for name in names},
-                {name: self._tensor(name) for name in names if name in self.values},
+                node.proto,
+                {name: self._type(name) for name in names},
+                {name: self.values.tensor(name) for name in names if name in self.values},
                 opset_imports=self._imports,
                 ir_version=self._ir_version,
             )
@@ -124,7 +145,7 @@ class StaticGraph:
             self._set_type(name, kind)
         return all(name in self.shapes for name in node.output if name)
 
-    def _schema(self, node: onnx.NodeProto) -> onnx.defs.OpSchema | None:
+    def _schema(self, node: Node) -> onnx.defs.OpSchema | None:
         import onnx
 
         key = node.op_type, node.domain
@@ -139,13 +160,9 @@ class StaticGraph:
 
     def set(self, name: str, shape: Shape, dtype: str) -> None:
         """Notes a shape that was found by other means; `dtype` is a numpy type name."""
-        import numpy as np
-        import onnx
+        self._note(name, shape, _element_type(dtype))
 
-        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        self._set_type(name, onnx.helper.make_tensor_type_proto(kind, shape))
-
-    def _evaluate(self, node: onnx.NodeProto) -> None:
+    def _evaluate(self, node: Node) -> None:
         """Computes a constant of few numbers."""
         import numpy as np
 
@@ -168,21 +185,15 @@ class StaticGraph:
             if name:
                 self.set(name, array.shape, array.dtype.name)
                 if array.size <= _MAX_VALUES:
-                    self.values[name] = array
+                    self.values.add(name, array)
 
     def _add_weight(self, tensor: onnx.TensorProto, name: str = "") -> None:
-        import onnx
-
         name = name or tensor.name
         shape = tuple(tensor.dims)
         self.constants.add(name)
-        self._set_type(name, onnx.helper.make_tensor_type_proto(tensor.data_type, shape))
+        self._note(name, shape, tensor.data_type)
         if math.prod(shape) <= _MAX_VALUES and not tensor.external_data:
-            try:
-                self.values[name] = onnx.numpy_helper.to_array(tensor)
-            except (ValueError, TypeError, RuntimeError):
-                return  # an element type that numpy does not have, or data left out
-            self._tensors[name] = tensor
+            self.values.add_tensor(name, tensor)
 
     def _set_type(self, name: str, kind: onnx.TypeProto) -> None:
         tensor = kind.tensor_type
@@ -191,36 +202,101 @@ class StaticGraph:
         dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
         if any(d < 0 for d in dims):
             return
+        self._note(name, dims, tensor.elem_type)
+
+    def _note(self, name: str, shape: Shape, kind: int) -> None:
+        """Notes shape and element type, where numpy has such a type."""
         try:
-            self.dtypes[name] = dtype_name(tensor.elem_type)
+            self.dtypes[name] = dtype_name(kind)
         except (KeyError, ValueError):
             return
-        self.shapes[name] = dims
-        self._types[name] = kind
+        self.shapes[name] = shape
+        self._kinds[name] = kind
+        if name in self._types:
+            del self._types[name]
 
-    def _tensor(self, name: str) -> onnx.TensorProto:
+    def _type(self, name: str) -> onnx.TypeProto:
+        import onnx
+
+        if name not in self._types:
+            self._types[name] = onnx.helper.make_tensor_type_proto(
+                self._kinds[name], self.shapes[name]
+            )
+        return self._types[name]
+
+
+class _Values(Mapping[str, "Array"]):
+    """Constants by name, made into arrays when they are asked for: most never are."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, onnx.TensorProto] = {}
+        self._arrays: dict[str, Array | None] = {}
+
+    def add(self, name: str, array: Array) -> None:
+        self._arrays[name] = array
+        self._tensors.pop(name, None)
+
+    def add_tensor(self, name: str, tensor: onnx.TensorProto) -> None:
+        self._tensors[name] = tensor
+        self._arrays.pop(name, None)
+
+    def tensor(self, name: str) -> onnx.TensorProto:
         import onnx
 
         if name not in self._tensors:
-            self._tensors[name] = onnx.numpy_helper.from_array(self.values[name], name)
+            self._tensors[name] = onnx.numpy_helper.from_array(self[name], name)
         return self._tensors[name]
 
+    def _find(self, name: str) -> Array | None:
+        import onnx
 
-def _is_open(node: onnx.NodeProto) -> bool:
+        if name not in self._arrays and name in self._tensors:
+            try:
+                self._arrays[name] = onnx.numpy_helper.to_array(self._tensors[name])
+            except (ValueError, TypeError, RuntimeError):
+                # An element type that numpy does not have, or data left out.
+                self._arrays[name] = None
+        return self._arrays.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
+
+    def __getitem__(self, name: str) -> Array:
+        found = self._find(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in {**self._tensors, **self._arrays} if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@cache
+def _element_type(dtype: str) -> int:
+    import numpy as np
+    import onnx
+
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def _is_open(node: Node) -> bool:
     """Whether outputs may change with constant inputs: by chance, or by what a subgraph reads."""
     if node.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
         return True
     return any(a.HasField("g") or a.graphs for a in node.attribute)
 
 
-def _shape_of(node: onnx.NodeProto, shape: Shape) -> Array:
+def _shape_of(node: Node, shape: Shape) -> Array:
     import numpy as np
 
     bounds = {a.name: a.i for a in node.attribute}
     return np.array(shape[bounds.get("start", 0) : bounds.get("end", len(shape))], dtype=np.int64)
 
 
-def _gather(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array:
+def _gather(node: Node, inputs: Sequence[Array]) -> Array:
     import numpy as np
 
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
@@ -228,20 +304,20 @@ def _gather(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array:
     return taken
 
 
-def _concat(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array:
+def _concat(node: Node, inputs: Sequence[Array]) -> Array:
     import numpy as np
 
     return np.concatenate(inputs, axis=next(a.i for a in node.attribute if a.name == "axis"))
 
 
-def _unsqueeze(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array:
+def _unsqueeze(node: Node, inputs: Sequence[Array]) -> Array:
     import numpy as np
 
     axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
     return np.expand_dims(inputs[0], tuple(axes if axes is not None else inputs[1].tolist()))
 
 
-def _cast(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array:
+def _cast(node: Node, inputs: Sequence[Array]) -> Array:
     import onnx
 
     to = next(a.i for a in node.attribute if a.name == "to")
@@ -263,7 +339,7 @@ _QUICK: Mapping[str, Callable[[Any, Sequence[Array]], Array]] = {
 
 
 def _compute(
-    node: onnx.NodeProto, values: Mapping[str, Array], opsets: Mapping[str, int]
+    node: Node, values: Mapping[str, Array], opsets: Mapping[str, int]
 ) -> Sequence[Any] | None:
     """The outputs of a node with constant inputs, or None where that is not known to work."""
     import numpy as np
@@ -282,7 +358,7 @@ def _compute(
             if node.op_type in _QUICK:
                 return [_QUICK[node.op_type](node, inputs)]
             graph = onnx.helper.make_graph(
-                [node],
+                [node.proto],
                 "constant",
                 [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(node.input) if name],
                 [onnx.ValueInfoProto(name=name) for name in node.output if name],
@@ -295,7 +371,7 @@ def _compute(
         return None
 
 
-def _constant(node: onnx.NodeProto) -> Array:
+def _constant(node: Node) -> Array:
     import numpy as np
     import onnx
 

@@ -72,6 +72,7 @@ class NetworkRow:
         times_ms: for each kernel in order, its time in this network.
         contexts: for each kernel in order, what surrounds it in this network.
         visits: how many.
+        noise: standard error of the logarithm of `whole_ms`.
     """
 
     name: str
@@ -81,6 +82,7 @@ class NetworkRow:
     times_ms: tuple[float, ...]
     contexts: tuple[Context, ...]
     visits: int
+    noise: float = 0.0
 
     @property
     def sum_ms(self) -> float:
@@ -109,7 +111,7 @@ class KernelTable:
         networks: list[NetworkRow] = []
         measured = [n for n in card.networks if any(v.kernel_ms.size for v in n.visits)]
         latencies = _latencies(card, measured)
-        for network, whole_ms in zip(measured, latencies, strict=True):
+        for network, (whole_ms, noise) in zip(measured, latencies, strict=True):
             visits = [v for v in network.visits if v.kernel_ms.size]
             times = _kernel_times(network)
             rows = []
@@ -129,6 +131,7 @@ class KernelTable:
                     times_ms=tuple(times),
                     contexts=contexts(network.kernels, network.sources, times),
                     visits=len(network.visits),
+                    noise=noise,
                 )
             )
         return cls(
@@ -195,15 +198,21 @@ def repeatability(network: CardNetwork) -> float | None:
     return high / low - 1
 
 
-def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[float]:
-    """`latency_ms` of each network: its own where that is one, else by its fastest run."""
+def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[tuple[float, float]]:
+    """`latency_ms` of each network: its own where that is one, else by its fastest run.
+
+    Beside it the standard error of its logarithm.
+    """
     measured = [card.measurement(network) for network in networks]
     own = [found.latency_ms for found in measured]
     fastest = [min(min(v.visit.samples_ms) for v in network.visits) for network in networks]
     ratios = sorted(a / b for a, b in zip(own, fastest, strict=True))
     factor = ratios[len(ratios) // 2] if ratios else 1.0
     return [
-        found.latency_ms if found.accepted >= FEW_VISITS else factor * fastest_ms
+        (
+            found.latency_ms if found.accepted >= FEW_VISITS else factor * fastest_ms,
+            found.standard_error,
+        )
         for found, fastest_ms in zip(measured, fastest, strict=True)
     ]
 

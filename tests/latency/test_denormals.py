@@ -64,4 +64,4 @@ def test_values_that_were_left_out_count_nothing() -> None:
     model = masked(-100.0)
     tensor = next(t for t in model.graph.initializer if t.name == "mask.values")
     tensor.ClearField("raw_data")
-    assert denormal_counts(model.graph, {}) == {}
+    assert denormal_counts(model.graph, {}, {}) == {}

@@ -66,7 +66,7 @@ class TestAll:
     def test_odd_kernels(self, kernel: Kernel, around: Context) -> None:
         found = kernel_features(kernel, around)
         assert len(found) == len(FEATURES) and all(map(math.isfinite, found))
-        assert found == own_features(kernel) + context_features(around)
+        assert found == own_features(kernel) + context_features([around])[0].tolist()
         assert all(isinstance(label, str) for label in kernel_labels(kernel))
 
     def test_names_are_different(self) -> None:
@@ -157,7 +157,8 @@ class TestSurroundings:
     def test_they_level_off(self) -> None:
         """Beyond the caches it makes no difference how far beyond; see the docstring."""
         sizes = [10**n for n in range(3, 12)]
-        found = [context_features(Context(n, n, n, n * 1e-6, n * 1e-6)) for n in sizes]
+        many = [Context(n, n, n, n * 1e-6, n * 1e-6) for n in sizes]
+        found = context_features(many).tolist()
         assert found == sorted(found) and found[0] < found[1] < found[2]
         assert found[-1] == found[-2] == found[-3]
 

@@ -36,6 +36,24 @@ def small() -> tuple[GaussianProcess, np.ndarray, np.ndarray, np.ndarray]:
     return process, points, values, doubt
 
 
+def predict(process: GaussianProcess, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances."""
+    mean, covariance = process.predict(points)
+    np.testing.assert_allclose(covariance, covariance.T, atol=1e-9)
+    return mean, np.maximum(np.diag(covariance), 0.0)
+
+
+def without(
+    process: GaussianProcess, points: np.ndarray, values: np.ndarray, doubt: np.ndarray,
+    groups: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Means and variances of samples that were left out, in their order."""
+    means, variances = np.full(len(values), np.nan), np.full(len(values), np.nan)
+    for members, mean, covariance in process.without(points, values, doubt, groups):
+        means[members], variances[members] = mean, np.maximum(np.diag(covariance), 0.0)
+    return means, variances
+
+
 def exact(
     process: GaussianProcess, points: np.ndarray, values: np.ndarray, doubt: np.ndarray,
     asked: np.ndarray,
@@ -57,7 +75,7 @@ def exact(
 class TestFitting:
     def test_a_known_function_is_found(self, fitted: GaussianProcess) -> None:
         points, _ = drawn(200, seed=9)
-        mean, variance = fitted.predict(points)
+        mean, variance = predict(fitted, points)
         assert np.abs(mean - function(points)).mean() < 0.03
         assert (variance < 0.01).mean() > 0.9
 
@@ -70,7 +88,7 @@ class TestFitting:
     def test_it_is_the_textbook_s_when_all_points_are_inducing(self, small) -> None:
         process, points, values, doubt = small
         asked, _ = drawn(30, seed=7)
-        mean, variance = process.predict(asked)
+        mean, variance = predict(process, asked)
         expected, spread = exact(process, points, values, doubt, asked)
         np.testing.assert_allclose(mean, expected, atol=1e-4)
         np.testing.assert_allclose(variance, spread, atol=1e-4)
@@ -81,7 +99,7 @@ class TestFitting:
         process = GaussianProcess.fit(points, values, np.ones(900))
         assert len(process.inducing) <= 60
         asked, _ = drawn(200, seed=9)
-        assert np.abs(process.predict(asked)[0] - function(asked)).mean() < 0.05
+        assert np.abs(predict(process, asked)[0] - function(asked)).mean() < 0.05
 
     def test_doubtful_samples_count_less(self) -> None:
         points, values = drawn(120, noise=0.02)
@@ -135,30 +153,30 @@ class TestFitting:
 class TestDoubt:
     def test_variance_grows_away_from_the_samples(self, fitted: GaussianProcess) -> None:
         distances = (0.0, 2.0, 4.0, 8.0, 32.0)
-        variances = [fitted.predict(np.full((1, 5), d))[1][0] for d in distances]
+        variances = [predict(fitted, np.full((1, 5), d))[1][0] for d in distances]
         assert variances == sorted(variances)
         assert variances[-1] == pytest.approx(fitted.amplitude, rel=0.05)
 
     def test_far_away_the_mean_is_zero(self, fitted: GaussianProcess) -> None:
-        mean, variance = fitted.predict(np.array([[1e4] * 5, [-1e4] * 5]))
+        mean, variance = predict(fitted, np.array([[1e4] * 5, [-1e4] * 5]))
         np.testing.assert_allclose(mean, 0.0, atol=1e-9)
         np.testing.assert_allclose(variance, fitted.amplitude, rtol=1e-3)
 
     def test_the_mean_keeps_the_range_of_the_samples(self, fitted: GaussianProcess) -> None:
         points = np.random.default_rng(0).uniform(-6, 6, (500, 5))
-        mean, variance = fitted.predict(points)
+        mean, variance = predict(fitted, points)
         assert fitted.low <= mean.min() and mean.max() <= fitted.high
         assert (variance >= 0).all() and (variance <= fitted.amplitude * 1.001).all()
 
     def test_the_mean_alone_is_the_same(self, fitted: GaussianProcess) -> None:
         points, _ = drawn(50, seed=2)
-        np.testing.assert_array_equal(fitted.mean(points), fitted.predict(points)[0])
+        np.testing.assert_array_equal(fitted.mean(points), predict(fitted, points)[0])
 
     def test_errors_are_as_large_as_the_variance_says(self) -> None:
         points, values = drawn(60, noise=0.1)
         process = GaussianProcess.fit(points, values, np.ones(60))
         asked, _ = drawn(500, seed=11)
-        mean, variance = process.predict(asked)
+        mean, variance = predict(process, asked)
         standard = (mean - function(asked)) / np.sqrt(variance)
         assert 0.8 < (np.abs(standard) < 2).mean()
 
@@ -168,9 +186,9 @@ class TestLeavingOut:
     def test_it_is_a_refit_without_the_samples(self, small, places: list[int]) -> None:
         process, points, values, doubt = small
         rest = [i for i in range(40) if i not in places]
-        mean, variance = process.without(points[places], values[places], doubt[places])
+        mean, variance = without(process, points[places], values[places], doubt[places])
         again = refitted(process, points[rest], values[rest], doubt[rest])
-        expected, spread = again.predict(points[places])
+        expected, spread = predict(again, points[places])
         low, high = values.min(), values.max()  # of the whole fit
         np.testing.assert_allclose(mean, np.clip(expected, low, high), atol=1e-6)
         np.testing.assert_allclose(variance, spread, atol=1e-6)
@@ -179,7 +197,7 @@ class TestLeavingOut:
         process, points, values, doubt = small
         places = [5, 6, 7, 25]
         rest = [i for i in range(40) if i not in places]
-        found = process.without(points[places], values[places], doubt[places])
+        found = without(process, points[places], values[places], doubt[places])
         expected = exact(process, points[rest], values[rest], doubt[rest], points[places])
         np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
         np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
@@ -187,24 +205,53 @@ class TestLeavingOut:
     def test_groups_are_left_out_one_by_one(self, small) -> None:
         process, points, values, doubt = small
         groups = np.array([7, 2, 7, 2, 2, 9, 7, 0, 9, 11])
-        mean, variance = process.without(points[:10], values[:10], doubt[:10], groups)
+        mean, variance = without(process, points[:10], values[:10], doubt[:10], groups)
         for group in set(groups.tolist()):
             own = groups == group
-            alone = process.without(points[:10][own], values[:10][own], doubt[:10][own])
+            alone = without(process, points[:10][own], values[:10][own], doubt[:10][own])
             np.testing.assert_allclose(mean[own], alone[0], atol=1e-9)
             np.testing.assert_allclose(variance[own], alone[1], atol=1e-9)
 
     def test_everything_left_out_leaves_nothing(self, small) -> None:
         process, points, values, doubt = small
-        mean, variance = process.without(points, values, doubt)
+        mean, variance = without(process, points, values, doubt)
         np.testing.assert_allclose(mean, 0.0, atol=1e-4)
         np.testing.assert_allclose(variance, process.amplitude, rtol=1e-3)
 
     def test_it_doubts_more_than_with_the_samples(self, small) -> None:
         process, points, values, doubt = small
-        _, without = process.without(points[:5], values[:5], doubt[:5])
-        _, within = process.predict(points[:5])
-        assert (without >= within - 1e-9).all()
+        _, left_out = without(process, points[:5], values[:5], doubt[:5])
+        _, within = predict(process, points[:5])
+        assert (left_out >= within - 1e-9).all()
+
+    def test_errors_go_together_as_a_refit_says(self, small) -> None:
+        process, points, values, doubt = small
+        rest = np.arange(40) >= 6
+        ((members, _, covariance),) = process.without(points[:6], values[:6], doubt[:6])
+        again = refitted(process, points[rest], values[rest], doubt[rest])
+        assert members.tolist() == list(range(6))
+        np.testing.assert_allclose(covariance, again.predict(points[:6])[1], atol=1e-6)
+
+
+class TestTogether:
+    def test_points_that_are_alike_err_alike(self, fitted: GaussianProcess) -> None:
+        near, far = np.full((1, 5), 3.0), np.full((1, 5), -4.0)
+        _, covariance = fitted.predict(np.concatenate([near, near + 0.01, far]))
+        correlation = covariance / np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+        assert correlation[0, 1] > 0.95 and abs(correlation[0, 2]) < 0.3
+
+    def test_a_sum_errs_as_much_as_is_said(self) -> None:
+        """Means over five points that are near each other, relative to what is expected of them."""
+        points, values = drawn(60, noise=0.01)
+        process = GaussianProcess.fit(points, values, np.ones(60))
+        rng = np.random.default_rng(5)
+        ratios = []
+        for centre in rng.uniform(-1.5, 1.5, (200, 5)):
+            asked = centre + 0.1 * rng.standard_normal((5, 5))
+            mean, covariance = process.predict(asked)
+            ratios.append((mean - function(asked)).mean() / np.sqrt(covariance.mean()))
+        assert 0.75 < (np.abs(ratios) < 1.645).mean()
+        assert 0.3 < np.std(ratios) < 1.7
 
 
 def test_few_inducing_points_do_not_make_it_sure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +264,7 @@ def test_few_inducing_points_do_not_make_it_sure(monkeypatch: pytest.MonkeyPatch
     for inducing in process.inducing:
         place = int(((placed - inducing) ** 2).sum(axis=1).argmin())
         others = np.arange(300) != place
-        _, variance = process.without(points[[place]], values[[place]], doubt[[place]])
+        _, variance = without(process, points[[place]], values[[place]], doubt[[place]])
         _, expected = exact(process, points[others], values[others], doubt[others], points[[place]])
         assert 0.5 * expected[0] < variance[0] < 2 * expected[0]
 
@@ -242,15 +289,15 @@ class TestArrays:
     def test_round_trip(self, fitted: GaussianProcess) -> None:
         again = GaussianProcess.from_arrays(fitted.to_arrays())
         points, _ = drawn(50, seed=4)
-        for found, expected in zip(again.predict(points), fitted.predict(points), strict=True):
+        for found, expected in zip(predict(again, points), predict(fitted, points), strict=True):
             np.testing.assert_allclose(found, expected, atol=1e-12)
 
     def test_single_precision_is_enough(self, fitted: GaussianProcess) -> None:
         halved = {name: np.asarray(a, np.float32) for name, a in fitted.to_arrays().items()}
         again = GaussianProcess.from_arrays(halved)
         points = np.concatenate([drawn(50, seed=4)[0], np.full((1, 5), 9.0)])
-        mean, variance = fitted.predict(points)
-        found, spread = again.predict(points)
+        mean, variance = predict(fitted, points)
+        found, spread = predict(again, points)
         np.testing.assert_allclose(found, mean, atol=1e-3)
         np.testing.assert_allclose(np.sqrt(spread), np.sqrt(variance), atol=2e-3)
 
@@ -283,9 +330,9 @@ class TestFewSamples:
     def test_two(self) -> None:
         points = np.array([[0.0, 1.0], [1.0, 1.0]])
         process = GaussianProcess.fit(points, np.array([-1.0, 1.0]), np.ones(2))
-        mean, variance = process.predict(points)
+        mean, variance = predict(process, points)
         assert -1 <= mean[0] < mean[1] <= 1 and np.isfinite(variance).all()
-        found, _ = process.without(points[:1], np.array([-1.0]), np.ones(1))
+        found, _ = without(process, points[:1], np.array([-1.0]), np.ones(1))
         assert np.isfinite(found).all()
 
     def test_constant_features_weigh_nothing(self) -> None:
@@ -295,17 +342,17 @@ class TestFewSamples:
         assert process.weights[3] == 0.0
         moved = points.copy()
         moved[:, 3] = -100.0
-        np.testing.assert_allclose(process.predict(moved)[0], process.predict(points)[0])
+        np.testing.assert_allclose(predict(process, moved)[0], predict(process, points)[0])
 
     def test_nothing_but_constant_features(self) -> None:
         process = GaussianProcess.fit(np.ones((10, 3)), np.full(10, 0.3), np.ones(10))
-        mean, _ = process.predict(np.ones((2, 3)))
+        mean, _ = predict(process, np.ones((2, 3)))
         np.testing.assert_allclose(mean, 0.3, atol=0.05)
 
     def test_equal_values(self) -> None:
         points, _ = drawn(30)
         process = GaussianProcess.fit(points, np.zeros(30), np.ones(30))
-        mean, variance = process.predict(points)
+        mean, variance = predict(process, points)
         np.testing.assert_allclose(mean, 0.0, atol=1e-9)
         assert np.isfinite(variance).all()
 
@@ -315,9 +362,9 @@ class TestFewSamples:
         many, repeated = np.repeat(points, 10, axis=0), np.repeat(values, 10)
         process = GaussianProcess.fit(many, repeated, np.ones(len(repeated)))
         assert len(process.inducing) <= len(points)
-        mean, _ = process.predict(points)
+        mean, _ = predict(process, points)
         assert np.abs(mean - values).mean() < 0.1
-        out, variance = process.without(many[:10], repeated[:10], np.ones(10))
+        out, variance = without(process, many[:10], repeated[:10], np.ones(10))
         assert np.isfinite(out).all() and np.isfinite(variance).all()
 
     @settings(max_examples=40, deadline=None)
@@ -335,5 +382,5 @@ class TestFewSamples:
         doubt = rng.uniform(1, 100, count)
         process = GaussianProcess.fit(points, values, doubt)
         asked = np.concatenate([points, points + size])
-        for found in (*process.predict(asked), *process.without(points, values, doubt)):
+        for found in (*predict(process, asked), *without(process, points, values, doubt)):
             assert np.isfinite(found).all()

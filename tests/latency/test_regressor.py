@@ -36,8 +36,9 @@ def sample(channels: int, side: int, visits: int = 6, factor: float = 1.0) -> Sa
 
 
 def predicted(regressor: FamilyRegressor, *kernels: Kernel) -> list[float]:
-    found, deviations = regressor.predict(kernels, [CALM] * len(kernels))
-    assert (deviations >= 0).all() and np.isfinite(deviations).all()
+    found, covariance = regressor.predict(kernels, [CALM] * len(kernels))
+    assert covariance.shape == (len(kernels), len(kernels))
+    assert np.linalg.eigvalsh(covariance).min() > -1e-6
     return [float(x) for x in found]
 
 
@@ -166,8 +167,26 @@ class TestOutside:
 
     def test_doubt_grows_outside(self, fitted: FamilyRegressor) -> None:
         kernels = [convolution(c, s) for c, s in ((48, 28), (256, 112), (2048, 448))]
-        _, deviations = fitted.predict(kernels, [CALM] * 3)
-        assert list(deviations) == sorted(deviations)
+        _, covariance = fitted.predict(kernels, [CALM] * 3)
+        assert list(np.diag(covariance)) == sorted(np.diag(covariance))
+
+    def test_kernels_that_are_alike_err_alike(self, fitted: FamilyRegressor) -> None:
+        kernels = [convolution(c, s) for c, s in ((200, 100), (200, 101), (9, 300))]
+        _, covariance = fitted.predict(kernels, [CALM] * 3)
+        deviations = np.sqrt(np.diag(covariance))
+        correlation = covariance / np.outer(deviations, deviations)
+        assert correlation[0, 1] > 0.9 > correlation[0, 2]
+
+
+def left_out(
+    fitted: FamilyRegressor, samples: Samples, groups: np.ndarray | None = None
+) -> list[float]:
+    """Times of samples that were left out, in their order."""
+    found = np.full(len(samples), np.nan)
+    for members, times, covariance in fitted.without(samples, groups):
+        assert covariance.shape == (len(members), len(members))
+        found[members] = times
+    return [float(x) for x in found]
 
 
 class TestLeavingOut:
@@ -178,7 +197,7 @@ class TestLeavingOut:
     ) -> None:
         rest = [i for i in range(len(PLACES)) if i not in self.LEFT]
         again = FamilyRegressor.fit(samples.take(rest))
-        found, _ = fitted.without(samples.take(self.LEFT))
+        found = left_out(fitted, samples.take(self.LEFT))
         expected = predicted(again, *(convolution(*PLACES[i]) for i in self.LEFT))
         # The refit may choose other length scales; nothing else differs.
         np.testing.assert_allclose(found, expected, rtol=0.1)
@@ -186,14 +205,14 @@ class TestLeavingOut:
     def test_groups_are_left_out_one_by_one(
         self, fitted: FamilyRegressor, samples: Samples
     ) -> None:
-        together, _ = fitted.without(samples.take(self.LEFT), np.arange(len(self.LEFT)))
-        alone = [fitted.without(samples.take([i]))[0][0] for i in self.LEFT]
+        together = left_out(fitted, samples.take(self.LEFT), np.arange(len(self.LEFT)))
+        alone = [left_out(fitted, samples.take([i]))[0] for i in self.LEFT]
         np.testing.assert_allclose(together, alone, rtol=1e-9)
 
     def test_everything_left_out_leaves_the_roofline(
         self, fitted: FamilyRegressor, samples: Samples
     ) -> None:
-        found, _ = fitted.without(samples)
+        found = left_out(fitted, samples)
         np.testing.assert_allclose(found, fitted.roofline.predict(samples.terms), rtol=1e-3)
 
     def test_residuals_are_what_the_prediction_leaves(
@@ -213,8 +232,9 @@ class TestFew:
         assert few.process is None
         found = predicted(few, *(convolution(*place) for place in PLACES[:count]))
         assert found == [few.roofline.predict_one(convolution(*p)) for p in PLACES[:count]]
-        _, deviations = few.without(own)
-        assert (deviations > 0.2).all()
+        for groups in (None, np.arange(count)):
+            assert left_out(few, own, groups) == found
+            assert all((c > 0.2**2).all() for _, _, c in few.without(own, groups))
         assert np.isfinite(few.residuals(own)).all()
 
     def test_one_sample_is_enough(self) -> None:
