@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,6 +74,12 @@ class EvolutionOptions:
         constraint_rate: how fast the multiplier of a limit grows.
         constraint_most: the multiplier at most: how much more the cost may count than the loss.
         kept: evolved cells of each layer that enter the space, beside the references.
+        patience: generations that the space is compared over, to tell whether it still changes.
+        settled: share of the space's evolved cells that were in it ``patience`` generations ago at
+            which it has converged, and the evolution stops; above 1 it never does.
+        references: whether the reference family is in the populations; without it they begin with
+            random cells, there are no anchors, and as many more evolved cells are kept.
+        fitness: "gradient" learns α (Eq. 4); "random" draws it, to see what learning is worth.
     """
 
     generations: int = 60
@@ -91,6 +97,10 @@ class EvolutionOptions:
     constraint_rate: float = 0.2
     constraint_most: float = 1.5
     kept: int = 6
+    patience: int = 20
+    settled: float = 0.9
+    references: bool = True
+    fitness: Literal["gradient", "random"] = "gradient"
 
     def check(self) -> None:
         """Refuses options that contradict each other.
@@ -122,6 +132,12 @@ class EvolutionOptions:
                     f"learning_rate {self.learning_rate}: above 0 and finite",
                 ),
                 (self.kept >= 1, f"kept {self.kept}: at least 1"),
+                (self.patience >= 1, f"patience {self.patience}: at least 1"),
+                (0 < self.settled <= 2, f"settled {self.settled}: above 0, at most 2"),
+                (
+                    self.fitness in ("gradient", "random"),
+                    f"fitness {self.fitness!r}: gradient or random",
+                ),
             ),
         )
 
@@ -211,6 +227,8 @@ class _Evolution:
     scale: float = 0.0
     generation: int = 0
     cells_tried: int = 0
+    history: list[list[list[str]]] = field(default_factory=list)
+    """The cells of the space after each of the last generations, by layer, the oldest first."""
 
     # -- one generation ---------------------------------------------------------------------
 
@@ -243,8 +261,15 @@ class _Evolution:
                 loss, expected = self._alpha_step(cells, alpha, tables, generation, step)
                 alpha_losses.append(loss)
         if learning:
+            if options.fitness == "random":
+                drawn = self.seed.generator("random fitness", generation).standard_normal(
+                    alpha.shape
+                )
+                alpha = torch.from_numpy(drawn).float()
             self._write_back(sampled, alpha)
             self.cells_tried += sum(map(len, sampled))
+            space = [[one.cell.hash for one in self._evolved(row)] for row in self.populations]
+            self.history = [*self.history[-options.patience :], space]
         self.generation += 1
         return self._log_line(losses, alpha_losses, expected)
 
@@ -259,6 +284,7 @@ class _Evolution:
         chosen = [
             by_cell[REFERENCE_CELLS[(first + place) % len(REFERENCE_CELLS)]]
             for place in range(min(max(anchors, options.anchors), len(REFERENCE_CELLS)))
+            if options.references
         ]
         while len(chosen) < options.sampled:
             taken = {individual.cell for individual in chosen}
@@ -368,9 +394,31 @@ class _Evolution:
             for individual in reversed(list(members)):
                 if len(members) <= self.options.population:
                     break
-                if individual.cell not in REFERENCE_CELLS:
+                if not self.options.references or individual.cell not in REFERENCE_CELLS:
                     members.remove(individual)
             self.populations[layer] = members
+
+    def _evolved(self, row: Sequence[Individual]) -> list[Individual]:
+        """The fittest cells of a population, those tried first; references count apart."""
+        tried = sorted(row, key=lambda one: (one.trials > 0, one.fitness, one.cell), reverse=True)
+        if not self.options.references:
+            return tried[: self.options.kept + len(REFERENCE_CELLS)]
+        return [one for one in tried if one.cell not in REFERENCE_CELLS][: self.options.kept]
+
+    @property
+    def unchanged(self) -> float | None:
+        """Share of the space's evolved cells that were in it ``patience`` generations ago."""
+        if len(self.history) <= self.options.patience:
+            return None
+        then, now = self.history[0], self.history[-1]
+        stayed = sum(len({*old} & {*new}) for old, new in zip(then, now, strict=True))
+        return stayed / sum(map(len, now))
+
+    @property
+    def converged(self) -> bool:
+        """Whether the space has stopped changing."""
+        unchanged = self.unchanged
+        return unchanged is not None and unchanged >= self.options.settled
 
     # -- what a person and the report want to see ---------------------------------------------
 
@@ -392,6 +440,7 @@ class _Evolution:
             "distinct_cells": len({individual.cell for individual in everyone}),
             "operation_entropy_bits": float(-(shares * np.log2(shares)).sum()),
             "cells_tried": self.cells_tried,
+            "unchanged": self.unchanged,
             "expected": dict(expected),
             "multipliers": dict(self.multipliers),
         }
@@ -410,6 +459,7 @@ class _Evolution:
             "cells_tried": self.cells_tried,
             "scale": self.scale,
             "multipliers": self.multipliers,
+            "history": self.history,
             "costs": {metric: cost.snapshot() for metric, cost in self.costs.items()},
             "populations": [
                 [[one.cell.matrix(), one.fitness, one.trials] for one in row]
@@ -426,6 +476,7 @@ class _Evolution:
         self.cells_tried = meta["cells_tried"]
         self.scale = meta["scale"]
         self.multipliers = dict(meta["multipliers"])
+        self.history = [[list(layer) for layer in space] for space in meta["history"]]
         for metric, snapshot in meta["costs"].items():
             self.costs[metric].restore(snapshot)
         self.populations = [
@@ -437,13 +488,10 @@ class _Evolution:
         """The fittest evolved cells that were tried, and the references."""
         layers, fitness = [], []
         for row in self.populations:
-            tried = sorted(
-                row, key=lambda one: (one.trials > 0, one.fitness, one.cell), reverse=True
-            )
-            evolved = [one for one in tried if one.cell not in REFERENCE_CELLS]
-            evolved = evolved[: self.options.kept]
-            by_cell = {one.cell: one for one in row}
-            kept = [*evolved, *(by_cell[cell] for cell in REFERENCE_CELLS)]
+            kept = self._evolved(row)
+            if self.options.references:
+                by_cell = {one.cell: one for one in row}
+                kept += [by_cell[cell] for cell in REFERENCE_CELLS]
             layers.append(tuple(one.cell for one in kept))
             fitness.append(tuple(round(one.fitness, 6) for one in kept))
         return SearchSpace(self.target, tuple(layers), tuple(fitness), self.reading)
@@ -519,7 +567,7 @@ def evolve_space(
     clock = SaveClock()
     started_s, tried_before = time.monotonic(), run.cells_tried
     try:
-        while run.generation < options.generations:
+        while run.generation < options.generations and not run.converged:
             line = run.run_generation()
             journal.add(line)
             progress(run.generation / options.generations, _message(line, limits, options))
@@ -531,6 +579,8 @@ def evolve_space(
         raise
     minutes = (time.monotonic() - started_s) / 60
     last = journal.lines[-1]
+    if run.generation < options.generations:
+        progress(1.0, f"converged after {run.generation} generations")
     return replace(
         run.space(),
         provenance={
@@ -541,6 +591,8 @@ def evolve_space(
             "options": asdict(options),
             "seed": seed.root,
             "expected": last["expected"],
+            "generations": run.generation,
+            "converged": run.converged,
             "cells_tried": run.cells_tried,
             "cells_per_minute": round((run.cells_tried - tried_before) / max(minutes, 1e-9), 1),
         },
@@ -548,8 +600,13 @@ def evolve_space(
 
 
 def _first_population(options: EvolutionOptions, seed: Seed, layer: int) -> list[Individual]:
-    """The references, then their mutations of growing distance."""
+    """The references, then their mutations of growing distance; without them, random cells."""
     random = seed.generator("population", layer)
+    if not options.references:
+        drawn: dict[Cell, None] = {}
+        while len(drawn) < options.population:
+            drawn.setdefault(random_cell(random))
+        return [Individual(cell) for cell in drawn]
     cells = dict.fromkeys(REFERENCE_CELLS)
     while len(cells) < options.population:
         members = list(cells)

@@ -22,6 +22,11 @@ __all__ = ["command"]
 @click.command("search")
 @click.option("--space", type=FILE, required=True, metavar="SPACE", help="From 'evolve'.")
 @limit_options
+@click.option(
+    "--width-mult",
+    type=float,
+    help="Multiply every width of the space's layout by this instead of its own multiplier.",
+)
 @data_options
 @click.option("--steps", type=int, default=600, show_default=True, help="Weight steps.")
 @click.option("--warmup", type=int, default=200, show_default=True, help="Steps before α learns.")
@@ -55,6 +60,7 @@ def command(
     statistic: str,
     batch: int | None,
     allow_mismatch: bool,
+    width_mult: float | None,
     data: str,
     data_root: Path | None,
     resolution: int | None,
@@ -77,7 +83,7 @@ def command(
       autospace search --space space.json --budget 300M
       autospace search --space space.json --latency 5ms --budget 300M --device cpu.card
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from autospace import steps as step
     from autospace.data import check_data_name
@@ -98,6 +104,9 @@ def command(
     options.check()
     session.detail(f"options: {options}")
     searched = SearchSpace.load(space)
+    if width_mult is not None:
+        widened = replace(searched.skeleton, width_mult=width_mult)
+        searched = replace(searched, skeleton=widened)
     opened = (
         step.open_device(device, allow_mismatch=allow_mismatch, batch=batch) if device else None
     )
@@ -106,8 +115,9 @@ def command(
     images = step.load_proxy(data, data_root, searched.skeleton, resolution)
     target = searched.skeleton
     session.note(
-        f"target: {target.name} skeleton at {target.resolution}×{target.resolution}; learned on: "
-        f"{images.description}"
+        f"target: {target.name} skeleton at {target.resolution}×{target.resolution}"
+        + (f", widths × {target.width_mult:g}" if target.width_mult != 1 else "")
+        + f"; learned on: {images.description}"
     )
     state = output.with_name(f"{output.name}.state")
     record = output.with_name(f"{output.name}.verification")

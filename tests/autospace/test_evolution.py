@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -118,6 +120,35 @@ def test_a_tight_limit_pulls_the_expected_cost_down(data):
     assert expected[1] < 0.8 * expected[0]
 
 
+def test_without_references_populations_are_random_and_keep_as_many_cells(data):
+    options = replace(OPTIONS, references=False, population=30)
+    first = [one.cell for one in _first_population(options, Seed(0), 0)]
+    assert len(set(first)) == 30 and not set(first) & set(REFERENCE_CELLS)
+    space = _evolve(data, options=replace(OPTIONS, references=False))
+    assert not any(set(layer) & set(REFERENCE_CELLS) for layer in space.layers)
+    assert [len(layer) for layer in space.layers] == [OPTIONS.population] * len(space.layers)
+    few = _evolve(data, options=replace(options, kept=2))
+    assert [len(layer) for layer in few.layers] == [5] * len(few.layers)
+
+
+def test_random_fitness_does_not_learn(data):
+    """The same cells are tried and judged whatever the data say; the seed alone decides."""
+
+    class Shuffled:
+        def __getattr__(self, name):
+            return getattr(data, name)
+
+        def training_batch(self, *args, **kwargs):
+            images, labels = data.training_batch(*args, **kwargs)
+            return images, labels.flip(0)
+
+    options = replace(OPTIONS, fitness="random")
+    drawn, other = _evolve(data, options=options), _evolve(Shuffled(), options=options)
+    assert (drawn.layers, drawn.fitness) == (other.layers, other.fitness)
+    learned = _evolve(data)
+    assert learned.fitness != _evolve(Shuffled()).fitness
+
+
 def test_a_limit_below_the_smallest_network_names_it(data):
     smallest = smallest_cost(MaddsCost(SKELETONS["tiny"]))
     with pytest.raises(UsageError, match=r"below the smallest network.*160K"):
@@ -132,10 +163,9 @@ def test_a_limit_below_the_smallest_network_names_it(data):
         ({"warmup": 4}, "warmup 4"),
         ({"sampled": 1}, "sampled 1"),
         ({"momentum": 1.0}, "momentum 1.0"),
+        ({"fitness": "none"}, "fitness 'none'"),
     ],
 )
 def test_contradicting_options_are_named(data, change, message):
-    from dataclasses import replace
-
     with pytest.raises(UsageError, match=message):
         _evolve(data, options=replace(OPTIONS, **change))

@@ -1,0 +1,391 @@
+"""Are evolved cells better than others at the same measured latency?
+
+``python -m benchmarks.space_quality``. On one skeleton and one data set, networks are drawn from
+an evolved space, from random cells, from MBConv blocks (windows 3, 5, 7; expansions 1, 3, 6) and
+from the released space's cells, all with the same *measured* latency within a narrow band; each is
+trained with the same short recipe from scratch and tested. Evolved and random spaces count with
+several seeds. How well the short recipe ranks is measured on ten networks with one four times as
+long. ``--ablations`` evolves without one ingredient at a time.
+
+It takes hours, so everything is kept network by network in ``--folder``; killed, or stopped by
+``--minutes``, the same command goes on. Networks are trained in turn, the first of every space
+before the second of any, so that what is there can be compared at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autospace.data import Data
+from autospace.evolution import EvolutionOptions
+from autospace.files import write_json
+from autospace.skeleton import Skeleton, find_skeleton
+from autospace.space import SearchSpace
+from autospace.steps import Device, load_proxy, open_device, profile, target_skeleton, train
+from autospace.training import TrainOptions
+from benchmarks.quality_networks import BandNetwork, draw_band
+from benchmarks.quality_report import plot_distributions, rank_correlation, report_lines, summary
+from benchmarks.quality_spaces import ABLATIONS, CandidateSpace, candidate_space, evolved
+from devices.errors import AutospaceError
+
+__all__ = ["Plan", "main"]
+
+_HERE = Path(__file__).parent
+_RANKED = 10
+_LONGER = 4
+_BAND_VISITS = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, and how.
+
+    Attributes:
+        folder: where everything is kept.
+        data: name of the data set.
+        root: folder of its files; None for where they usually are.
+        skeleton: name of the layout.
+        target: latency of all networks, as a share of the reference network's.
+        band: how far from it, as a part of it, either way.
+        seeds: of evolved spaces and of random cells.
+        per_seed: networks of each of them.
+        unseeded: networks of MBConv blocks and of the released cells.
+        ablations: names of what is left out, each evolved with the first seed.
+        profile_minutes: of the card.
+        evolution: options of every evolution.
+        recipe: of every training.
+        released: file of the released space; None leaves it out.
+    """
+
+    folder: Path
+    data: str = "fashion-mnist"
+    root: Path | None = None
+    skeleton: str = "small"
+    target: float = 0.7
+    band: float = 0.03
+    seeds: tuple[int, ...] = (0, 1, 2)
+    per_seed: int = 4
+    unseeded: int = 8
+    ablations: tuple[str, ...] = ()
+    profile_minutes: float = 10.0
+    evolution: EvolutionOptions = field(
+        default_factory=lambda: EvolutionOptions(generations=100, warmup=30, batch=96)
+    )
+    recipe: TrainOptions = field(
+        default_factory=lambda: TrainOptions(epochs=2, batch=128, learning_rate=0.2)
+    )
+    released: Path | None = None
+
+    @property
+    def card(self) -> Path:
+        """The device card."""
+        return self.folder / "device.card"
+
+    @property
+    def networks_file(self) -> Path:
+        """The networks in the band."""
+        return self.folder / "networks.json"
+
+    def trained_file(self, network: BandNetwork, epochs: int) -> Path:
+        """What one training gave."""
+        name = f"{network.space.replace(' ', '-')}-{network.number}-{epochs}e.json"
+        return self.folder / "trained" / name
+
+
+class _OutOfTimeError(Exception):
+    """The given minutes are over."""
+
+
+@dataclass
+class _Clock:
+    """Stops between two pieces of work."""
+
+    ends_s: float | None
+
+    def check(self) -> None:
+        if self.ends_s is not None and time.monotonic() >= self.ends_s:
+            raise _OutOfTimeError
+
+
+def measure(plan: Plan, clock: _Clock, progress: Callable[[str], None]) -> None:
+    """Does everything that is not there yet."""
+
+    def told(label: str) -> Callable[[float, str], None]:
+        last = [0.0]
+
+        def tell(share: float, text: str) -> None:
+            if time.monotonic() - last[0] > 20:
+                last[0] = time.monotonic()
+                progress(f"{label}, {share:.0%}, {text}")
+
+        return tell
+
+    data = load_proxy(plan.data, plan.root, find_skeleton(plan.skeleton))
+    skeleton = target_skeleton(plan.skeleton, data)
+    (plan.folder / "spaces").mkdir(parents=True, exist_ok=True)
+    if not plan.card.is_file():
+        card = plan.card.with_suffix(".part")
+        profile(card, minutes=plan.profile_minutes, progress=told("profile"))
+        card.rename(plan.card)
+    clock.check()
+    device = open_device(plan.card)
+    spaces = _spaces(plan, skeleton, data, device, clock, told("evolution"))
+    networks = _in_band(plan, spaces, device, told("band"))
+    clock.check()
+    by_turn = sorted(networks, key=lambda n: n.number)
+    for network in by_turn:
+        _train(plan, network, data, plan.recipe.epochs, told)
+        clock.check()
+    for network in _ranked(plan, networks):
+        _train(plan, network, data, _LONGER * plan.recipe.epochs, told)
+        clock.check()
+
+
+def _spaces(
+    plan: Plan,
+    skeleton: Skeleton,
+    data: Data,
+    device: Device,
+    clock: _Clock,
+    progress: Callable[[float, str], None],
+) -> dict[CandidateSpace, int]:
+    """Every space with how many networks are wanted of it."""
+    make = evolved(skeleton, data, device, f"{plan.target:.0%}", plan.evolution, progress)
+    released = SearchSpace.load(plan.released) if plan.released else None
+    wanted: list[tuple[str, int, int]] = [
+        *(("evolved", seed, plan.per_seed) for seed in plan.seeds),
+        *(("random cells", seed, plan.per_seed) for seed in plan.seeds),
+        ("MBConv", 0, plan.unseeded),
+        *([("released", 0, plan.unseeded)] if released else []),
+        *((name, plan.seeds[0], plan.per_seed) for name in plan.ablations),
+    ]
+    spaces: dict[CandidateSpace, int] = {}
+    for name, seed, count in wanted:
+        folder = plan.folder / "spaces"
+        spaces[candidate_space(name, seed, skeleton, folder, make, released)] = count
+        clock.check()
+    return spaces
+
+
+def _in_band(
+    plan: Plan,
+    spaces: Mapping[CandidateSpace, int],
+    device: Device,
+    progress: Callable[[float, str], None],
+) -> list[BandNetwork]:
+    """The networks of all spaces; draws those of spaces that have too few."""
+    known = _networks(plan)
+    have = {space: sum(n.space == space.label for n in known) for space in spaces}
+    # A space's networks are drawn once and together: later ones would see another machine.
+    missing = {space: count for space, count in spaces.items() if not have[space]}
+    if missing:
+        found = draw_band(
+            missing, device, plan.target, plan.band, seed=0, visits=_BAND_VISITS, progress=progress
+        )
+        known += found
+        plan.networks_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(plan.networks_file, {"networks": [n.to_json() for n in known]})
+    return known
+
+
+def _networks(plan: Plan) -> list[BandNetwork]:
+    if not plan.networks_file.is_file():
+        return []
+    return [
+        BandNetwork.from_json(n) for n in json.loads(plan.networks_file.read_text())["networks"]
+    ]
+
+
+def _train(
+    plan: Plan,
+    network: BandNetwork,
+    data: Data,
+    epochs: int,
+    told: Callable[[str], Callable[[float, str], None]],
+) -> None:
+    """Trains a network and keeps what came out; does nothing where that is there."""
+    path = plan.trained_file(network, epochs)
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = TrainOptions(**{**asdict(plan.recipe), "epochs": epochs})
+    state = path.with_suffix(".state")
+    trained = train(
+        network.architecture, data=data, options=options, state=state,
+        progress=told(f"{network.space} {network.number}, {epochs} epochs"),
+    )  # fmt: skip
+    write_json(
+        path,
+        {
+            "space": network.space,
+            "number": network.number,
+            "hash": network.architecture.hash,
+            "epochs": epochs,
+            "accuracy": trained.accuracy,
+            "seconds": trained.meta["seconds"],
+        },
+    )
+    state.unlink(missing_ok=True)
+
+
+def _ranked(plan: Plan, networks: Sequence[BandNetwork]) -> list[BandNetwork]:
+    """Ten networks that are trained longer: evenly spread over the short recipe's ranking."""
+    done = [(_accuracy(plan, n, plan.recipe.epochs), i) for i, n in enumerate(networks)]
+    order = [i for accuracy, i in sorted((a, i) for a, i in done if a is not None)]
+    if len(order) <= _RANKED:
+        return [networks[i] for i in order]
+    return [networks[order[round(k * (len(order) - 1) / (_RANKED - 1))]] for k in range(_RANKED)]
+
+
+def _accuracy(plan: Plan, network: BandNetwork, epochs: int) -> float | None:
+    path = plan.trained_file(network, epochs)
+    if not path.is_file():
+        return None
+    document = json.loads(path.read_text())
+    # A file of another network of that number says nothing about this one.
+    return float(document["accuracy"]) if document["hash"] == network.architecture.hash else None
+
+
+def compute(plan: Plan) -> dict[str, Any]:
+    """Everything that the networks trained so far say."""
+    networks = _networks(plan)
+    short = {n: _accuracy(plan, n, plan.recipe.epochs) for n in networks}
+    errors: dict[str, dict[int, list[float]]] = {}
+    missing: dict[str, int] = {}
+    for network, accuracy in short.items():
+        name, _, seed = network.space.rpartition(" ")
+        if not seed.isdigit():
+            name, seed = network.space, "0"
+        own = errors.setdefault(name, {}).setdefault(int(seed), [])
+        if accuracy is None:
+            missing[network.space] = missing.get(network.space, 0) + 1
+        else:
+            own.append(1 - accuracy)
+    pairs = [
+        (accuracy, long)
+        for n, accuracy in short.items()
+        if accuracy is not None
+        and (long := _accuracy(plan, n, _LONGER * plan.recipe.epochs)) is not None
+    ]
+    data = load_proxy(plan.data, plan.root, find_skeleton(plan.skeleton))
+    device = open_device(plan.card, allow_mismatch=True)
+    return {
+        "benchmark": "space_quality",
+        "data": data.description,
+        "skeleton": plan.skeleton,
+        "device": device.description,
+        "target": plan.target,
+        "band": plan.band,
+        "recipe": f"{plan.recipe.epochs} epochs of batch {plan.recipe.batch}",
+        "options": {"evolution": asdict(plan.evolution), "recipe": asdict(plan.recipe)},
+        "spaces": summary(errors, "evolved"),
+        "errors": {name: {str(s): own for s, own in by.items()} for name, by in errors.items()},
+        "rank": {
+            "networks": len(pairs),
+            "long_epochs": _LONGER * plan.recipe.epochs,
+            "correlation": rank_correlation([a for a, _ in pairs], [b for _, b in pairs]),
+            "pairs": pairs,
+        },
+        "missing": [f"{count} networks of {name}" for name, count in sorted(missing.items())],
+        "networks": [
+            {**n.to_json(), "architecture": n.architecture.hash, "accuracy": accuracy}
+            for n, accuracy in short.items()
+        ],
+    }
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    folder = given.folder or _HERE.parent / "build" / f"space-quality-{given.data}"
+    common: dict[str, Any] = {
+        "folder": folder,
+        "data": given.data,
+        "root": given.data_root,
+        "released": given.released,
+        "ablations": tuple(ABLATIONS) if given.ablations else (),
+    }
+    if given.quick:
+        return Plan(
+            **{**common, "data": "digits"},
+            skeleton="tiny",
+            target=0.8,
+            band=0.1,
+            seeds=(0,),
+            per_seed=2,
+            unseeded=2,
+            profile_minutes=0.2,
+            evolution=EvolutionOptions(generations=3, warmup=1, population=10, batch=16),
+            recipe=TrainOptions(epochs=1),
+        )
+    return Plan(
+        **common,
+        target=given.target,
+        recipe=TrainOptions(epochs=given.epochs, batch=128, learning_rate=0.2),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.space_quality",
+        description=(__doc__ or "").split("\n")[0],
+    )
+    add = parser.add_argument
+    add("--data", default="fashion-mnist", help="what is learned (fashion-mnist)")
+    add("--data-root", type=Path, help="folder of its files")
+    add("--target", type=float, default=0.7, help="latency, as a share of the reference's (0.7)")
+    add("--epochs", type=int, default=2, help="of the short recipe (2)")
+    add("--released", type=Path, help="file of the released space, to compare with it too")
+    add("--ablations", action="store_true", help="evolve without one ingredient at a time, too")
+    add("--folder", type=Path, help="for everything (build/space-quality-DATA)")
+    add("--minutes", type=float, help="stop after so long; the same command goes on")
+    add("--output", type=Path, help="JSON file; the plot lies beside it (benchmarks/results/…)")
+    add("--quick", action="store_true", help="a minute's try of everything, of no worth")
+    add("--report-only", action="store_true", help="measure and train nothing")
+    add("--json", action="store_true", help="print the JSON object instead of tables")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what is missing, and reports; returns the exit code."""
+    given = _parser().parse_args(arguments)
+
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    plan = _plan(given)
+    try:
+        if not given.report_only:
+            ends_s = time.monotonic() + 60 * given.minutes if given.minutes else None
+            try:
+                measure(plan, _Clock(ends_s), progress)
+            except _OutOfTimeError:
+                progress("out of time; the same command goes on.")
+        result = compute(plan)
+    except AutospaceError as error:
+        print(f"space_quality: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("space_quality: interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    name = f"space-quality-{plan.data}-{plan.skeleton}-{plan.recipe.epochs}e.json"
+    output = given.output or (plan.folder if given.quick else _HERE / "results") / name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, result)
+    errors = {
+        name: [error for own in by.values() for error in own]
+        for name, by in result["errors"].items()
+    }
+    if drawn := {name: own for name, own in errors.items() if own}:
+        plot_distributions(drawn, output.with_suffix(".svg"))
+    print(json.dumps(result, indent=1) if given.json else "\n".join(report_lines(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

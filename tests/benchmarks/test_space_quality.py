@@ -1,0 +1,132 @@
+"""Comparing spaces: networks of equal latency, intervals by hand, and all of it in small."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autospace.genotype import Zero
+from autospace.skeleton import SKELETONS
+from autospace.space import SearchSpace
+from autospace.steps import open_device
+from benchmarks.quality_networks import BandNetwork, draw_band
+from benchmarks.quality_report import rank_correlation, summary
+from benchmarks.quality_spaces import SPACES, CandidateSpace, candidate_space, released_space
+from benchmarks.space_quality import main
+from latency import DeviceCard, profile_device
+
+TINY = SKELETONS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> DeviceCard:
+    path = tmp_path_factory.mktemp("cards") / "device.card"
+    return profile_device(path, runtime="simulated", rounds=2, probes=10)
+
+
+def space(name: str, folder: Path, seed: int = 0) -> CandidateSpace:
+    def never(name: str, seed: int, state: Path) -> SearchSpace:
+        raise AssertionError(name)
+
+    return candidate_space(name, seed, TINY, folder, never)
+
+
+# -- spaces
+
+
+def test_all_spaces_have_the_same_freedom_in_depth(tmp_path: Path) -> None:
+    for name in ("random cells", "MBConv"):
+        found = space(name, tmp_path)
+        for shape, blocks in zip(TINY.blocks, found.blocks, strict=True):
+            assert (Zero() in blocks) == shape.has_shortcut
+            assert len(set(blocks)) == 9 + shape.has_shortcut
+
+
+def test_random_cells_depend_on_the_seed_and_are_kept(tmp_path: Path) -> None:
+    first, again = space("random cells", tmp_path), space("random cells", tmp_path)
+    assert first == again and first != space("random cells", tmp_path, seed=1)
+    assert SearchSpace.load(tmp_path / "random-cells-0.json").skeleton == TINY
+
+
+def test_released_cells_keep_their_relative_depth(reference_folder: Path) -> None:
+    released = SearchSpace.load(reference_folder / "search_space.config")
+    small = released_space(released, SKELETONS["small"])
+    assert small.layers[0] == released.layers[0] and small.layers[-1] == released.layers[-1]
+    assert len(small.layers) == SKELETONS["small"].num_layers
+
+
+# -- networks
+
+
+def test_networks_are_in_the_band_by_measurement(card: DeviceCard, tmp_path: Path) -> None:
+    device = open_device(card.path, allow_mismatch=True)
+    wanted = {space("random cells", tmp_path): 3, space("MBConv", tmp_path): 2}
+    found = draw_band(
+        wanted, device, 0.8, 0.05, seed=0, visits=4, progress=lambda share, text: None
+    )
+    assert [n.space for n in found] == ["random cells 0"] * 3 + ["MBConv"] * 2
+    assert all(abs(n.share / 0.8 - 1) <= 0.05 for n in found)
+    assert len({(n.space, n.architecture.hash) for n in found}) == 5
+    assert [BandNetwork.from_json(json.loads(json.dumps(n.to_json()))) for n in found] == found
+
+
+# -- figures
+
+
+def test_summary_by_hand() -> None:
+    errors = {
+        "evolved": {0: [0.10, 0.11, 0.10, 0.11], 1: [0.10, 0.12, 0.11, 0.10]},
+        "MBConv": {0: [0.20, 0.22, 0.21, 0.21]},
+        "released": {0: []},
+    }
+    found = summary(errors, "evolved")
+    assert set(found) == {"evolved", "MBConv"}
+    assert found["evolved"]["networks"] == 8 and found["evolved"]["seeds"] == 2
+    assert found["evolved"]["mean"] == pytest.approx(np.mean([0.10, 0.11] * 3 + [0.12, 0.10]))
+    behind = found["MBConv"]["behind"]
+    assert behind["mean"] == pytest.approx(0.21 - found["evolved"]["mean"])
+    assert behind["best"] == pytest.approx(0.10)
+    low, high = behind["mean_interval"]
+    assert 0.09 < low < behind["mean"] < high < 0.12
+    assert summary(errors, "evolved") == found
+
+
+def test_intervals_widen_where_seeds_differ() -> None:
+    """Networks of one evolution are alike: eight of two seeds are no eight independent ones."""
+    alike = summary({"a": {0: [0.1, 0.2] * 4, 1: [0.1, 0.2] * 4}}, "a")["a"]["mean_interval"]
+    apart = summary({"a": {0: [0.1] * 8, 1: [0.2] * 8}}, "a")["a"]["mean_interval"]
+    assert apart[1] - apart[0] > 1.5 * (alike[1] - alike[0])
+
+
+def test_rank_correlation() -> None:
+    assert rank_correlation([1, 2], [1, 2]) is None
+    assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1.0)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+
+
+# -- all of it
+
+
+def test_all_of_it_in_small(
+    card: DeviceCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(card.path, tmp_path / "device.card")
+    command = ["--quick", "--folder", str(tmp_path)]
+    assert main([*command, "--minutes", "0.001"]) == 0
+    assert "not yet" in capsys.readouterr().out or not (tmp_path / "networks.json").exists()
+    assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["spaces"]) == {"evolved", "random cells", "MBConv"} <= set(SPACES)
+    assert all(own["networks"] == 2 for own in result["spaces"].values())
+    assert result["missing"] == [] and result["rank"]["networks"] == 6
+    trained = sorted((tmp_path / "trained").iterdir())
+    assert len(trained) == 12 and all(path.suffix == ".json" for path in trained)
+    times = [path.stat().st_mtime_ns for path in trained]
+    assert main([*command]) == 0
+    assert [path.stat().st_mtime_ns for path in trained] == times
+    assert "MBConv" in capsys.readouterr().out
+    assert (tmp_path / "space-quality-digits-tiny-1e.svg").is_file()
