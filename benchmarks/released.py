@@ -26,9 +26,10 @@ from autospace.operations import KERNEL_READINGS
 from autospace.select import select
 from autospace.skeleton import SKELETONS
 from autospace.space import Architecture, SearchSpace
-from autospace.steps import Device, open_device, predict
+from autospace.steps import Device, open_device
 from benchmarks.conditions import results_file
-from devices.errors import AutospaceError
+from devices.errors import AutospaceError, UsageError
+from latency import Predictor
 
 __all__ = ["BUDGETS", "Row", "derived", "main", "networks"]
 
@@ -80,8 +81,7 @@ def derived(space: SearchSpace, budget: float, width_mult: float) -> Architectur
         width_mult: of the skeleton.
 
     Raises:
-        UsageError: the budget is below the smallest network.
-        ValueError: no network uses 98 % of the budget.
+        UsageError: the budget is below the smallest network, or no network uses 98 % of it.
     """
     skeleton = replace(space.skeleton, width_mult=width_mult)
     candidates = [space.candidates(block) for block in range(len(skeleton.blocks))]
@@ -90,7 +90,7 @@ def derived(space: SearchSpace, budget: float, width_mult: float) -> Architectur
     limit = Limit("madds", budget, f"{budget / 1e6:g}M")
     found = select(even, [table], [limit], use=_CLOSE)
     if not found:
-        raise ValueError(f"no network of the space uses {_CLOSE:.0%} of {limit}")
+        raise UsageError(f"limit {limit}: no network of the space uses {_CLOSE:.0%} of it")
     blocks = tuple(own[index] for own, index in zip(candidates, found[0], strict=True))
     return Architecture(skeleton, blocks, space.kernel_reading)
 
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measured(found: Mapping[str, Architecture], device: Device, visits: int) -> list[Row]:
     """Measures networks together."""
-    batch = device.card.settings.batch
+    batch, predictor = device.card.settings.batch, Predictor.from_card(device.card)
     models = {name: onnx_for_cost(network, batch) for name, network in found.items()}
     measured = device.measure(
         models, visits=visits, progress=lambda _, text: print(text, file=sys.stderr, flush=True)
@@ -169,7 +169,7 @@ def _measured(found: Mapping[str, Architecture], device: Device, visits: int) ->
             name,
             network.params,
             network.madds,
-            predict(models[name], device).latency_ms,
+            predictor.predict(models[name]).latency_ms,
             measured[name].latency_ms,
             measured[name].low_ms,
             measured[name].high_ms,
