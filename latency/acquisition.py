@@ -43,7 +43,8 @@ class Acquisition:
 
     def choose(self, rng: np.random.Generator) -> ProbeSpec:
         """The most uncertain of some random probes."""
-        drawn = [sample_probe(rng) for _ in range(CANDIDATES)]
+        # Tiny ones would always be: what a call costs is most of what they take.
+        drawn = [sample_probe(rng, tiny=False) for _ in range(CANDIDATES)]
         return max(drawn, key=self.uncertainty)
 
     def uncertainty(self, spec: ProbeSpec) -> float:

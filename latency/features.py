@@ -166,8 +166,11 @@ def context_features(surroundings: Sequence[Context] | Array) -> Array:
 
 
 def kernel_labels(kernel: Kernel) -> tuple[str, ...]:
-    """What of a kernel is no number: its operation with its type, and its activation."""
-    return f"op {kernel.op} {kernel.dtype}", f"activation {kernel.activation}"
+    """What of a kernel is no number: its operation with its type, its activation, its mode."""
+    labels = f"op {kernel.op} {kernel.dtype}", f"activation {kernel.activation}"
+    if '"mode":' not in kernel.attributes:
+        return labels
+    return *labels, f"mode {json.loads(kernel.attributes)['mode']}"
 
 
 def _log(value: float) -> float:

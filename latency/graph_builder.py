@@ -122,6 +122,38 @@ class GraphBuilder:
             group=groups,
         )
 
+    def conv_transpose(
+        self, name: str, x: str, channels: int, kernel: int, stride: int, groups: int = 1
+    ) -> str:
+        """A transposed convolution that makes a feature map `stride` times as large.
+
+        Args:
+            name: of the layer.
+            x: the feature map.
+            channels: at the output.
+            kernel: side of a square window, at least `stride`.
+            stride: of both directions.
+            groups: of channels.
+        """
+        batch, channels_in, *sides = self.shapes[x]
+        shape = (channels_in, channels // groups, kernel, kernel)
+        weight = self._random(f"{name}.weight", shape, channels_in // groups * kernel**2)
+        bias = self._random(f"{name}.bias", (channels,), 100)
+        self.madds += batch * math.prod(shape) * math.prod(sides)
+        # Where the window's overhang cannot be taken off evenly, the far edge gets one back.
+        pad = -(-(kernel - stride) // 2)
+        return self.node(
+            "ConvTranspose",
+            name,
+            [x, weight, bias],
+            (batch, channels, *[side * stride for side in sides]),
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            pads=[pad] * 4,
+            output_padding=[2 * pad - (kernel - stride)] * 2,
+            group=groups,
+        )
+
     def gemm(self, name: str, x: str, width: int) -> str:
         """A linear layer of a matrix `(rows, features)`."""
         rows, features = self.shapes[x]
@@ -155,7 +187,7 @@ class GraphBuilder:
             name: of the layer.
             x: any tensor.
             kind: "relu", "relu6", "hardswish", "hardswish_parts" (as older exporters write it),
-                "silu", "gelu", "sigmoid", "leaky", "tanh" or "none".
+                "silu", "gelu", "sigmoid", "leaky", "prelu", "elu", "mish", "tanh" or "none".
         """
         shape = self.shapes[x]
         if kind in _PLAIN_ACTIVATIONS:
@@ -164,6 +196,14 @@ class GraphBuilder:
             return self.node("Clip", name, [x, self.constant(0.0), self.constant(6.0)], shape)
         if kind == "hardswish_parts":
             y = self.node("HardSigmoid", f"{name}/gate", [x], shape, alpha=1 / 6, beta=0.5)
+            return self.node("Mul", name, [x, y], shape)
+        if kind == "prelu":
+            per_channel = (shape[1], *([1] * (len(shape) - 2)))
+            slope = self._random(f"{name}.slope", per_channel, 16)
+            return self.node("PRelu", name, [x, slope], shape)
+        if kind == "mish":
+            y = self.node("Softplus", f"{name}/softplus", [x], shape)
+            y = self.node("Tanh", f"{name}/tanh", [y], shape)
             return self.node("Mul", name, [x, y], shape)
         if kind == "silu":
             gate = self.node("Sigmoid", f"{name}/gate", [x], shape)
@@ -182,8 +222,33 @@ class GraphBuilder:
         names = [
             self._random(f"{name}.{part}", (channels,), 1) for part in ("scale", "bias", "mean")
         ]
-        variance = self._ones(f"{name}.variance", channels)
+        variance = self._fill(f"{name}.variance", channels, 1.0)
         return self.node("BatchNormalization", name, [x, *names, variance], self.shapes[x])
+
+    def group_norm(self, name: str, x: str, groups: int) -> str:
+        """Normalisation of each image over groups of channels, as PyTorch exports it."""
+        batch, channels, *sides = shape = self.shapes[x]
+        y = self.reshape(
+            f"{name}.groups", x, (batch, groups, channels // groups * math.prod(sides))
+        )
+        y = self.instance_norm(f"{name}.norm", y, learned=False)
+        y = self.reshape(f"{name}.back", y, shape)
+        return self.offset(
+            f"{name}.offset",
+            self.layer_scale(f"{name}.scale", y, (channels, 1, 1)),
+            (channels, 1, 1),
+        )
+
+    def instance_norm(self, name: str, x: str, learned: bool = True) -> str:
+        """Normalisation of each channel of each image over its places."""
+        channels = self.shapes[x][1]
+        if learned:
+            scale = self._random(f"{name}.factor", (channels,), 1)
+            bias = self._random(f"{name}.bias", (channels,), 1)
+        else:
+            scale = self._fill(f"{name}.factor", channels, 1.0)
+            bias = self._fill(f"{name}.bias", channels, 0.0)
+        return self.node("InstanceNormalization", name, [x, scale, bias], self.shapes[x])
 
     def layer_norm(self, name: str, x: str) -> str:
         """Normalisation over the last axis."""
@@ -233,7 +298,11 @@ class GraphBuilder:
         y = self.conv(f"{name}/expand", y, channels)
         gate = "HardSigmoid" if kind == "hard" else "Sigmoid"
         y = self.node(gate, f"{name}/gate", [y], self.shapes[y])
-        return self.node("Mul", f"{name}/scale", [x, y], self.shapes[x])
+        return self.scaled_by(f"{name}/scale", x, y)
+
+    def scaled_by(self, name: str, x: str, gate: str) -> str:
+        """Product of a feature map with one factor for each channel, or for each pixel."""
+        return self.node("Mul", name, [x, gate], self.shapes[x])
 
     def global_pool(self, name: str, x: str) -> str:
         """Mean over height and width."""
@@ -335,6 +404,28 @@ class GraphBuilder:
         pads = self._integers(f"{name}.pads", (*before, *after))
         return self.node("Pad", name, [x, pads], [sum(size) for size in sizes], mode="constant")
 
+    def resize(self, name: str, x: str, factor: int, linear: bool) -> str:
+        """A feature map `factor` times as large, by the nearest pixel or between pixels."""
+        batch, channels, *sides = self.shapes[x]
+        scales = self._numbers(f"{name}.scales", (1.0, 1.0, float(factor), float(factor)))
+        options = (
+            dict(mode="linear", coordinate_transformation_mode="half_pixel")
+            if linear
+            else dict(
+                mode="nearest",
+                coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            )
+        )
+        shape = (batch, channels, *[side * factor for side in sides])
+        return self.node("Resize", name, [x, "", scales], shape, **options)
+
+    def depth_to_space(self, name: str, x: str, factor: int) -> str:
+        """Channels laid out as pixels: `factor` times as large, with fewer channels."""
+        batch, channels, *sides = self.shapes[x]
+        shape = (batch, channels // factor**2, *[side * factor for side in sides])
+        return self.node("DepthToSpace", name, [x], shape, blocksize=factor, mode="CRD")
+
     def split(self, name: str, x: str, parts: int = 2, axis: int = 1) -> list[str]:
         """Equal parts of an axis."""
         import onnx
@@ -429,11 +520,12 @@ class GraphBuilder:
         self._weights.append(onnx.numpy_helper.from_array(values, name))
         return name
 
-    def _ones(self, name: str, size: int) -> str:
+    def _fill(self, name: str, size: int, value: float) -> str:
         import numpy as np
         import onnx
 
-        self._weights.append(onnx.numpy_helper.from_array(np.ones(size, dtype=np.float32), name))
+        values = np.full(size, value, dtype=np.float32)
+        self._weights.append(onnx.numpy_helper.from_array(values, name))
         return name
 
     def _integers(self, name: str, values: Sequence[int]) -> str:
@@ -441,6 +533,14 @@ class GraphBuilder:
         import onnx
 
         array = np.array(values, dtype=np.int64)
+        self._weights.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def _numbers(self, name: str, values: Sequence[float]) -> str:
+        import numpy as np
+        import onnx
+
+        array = np.array(values, dtype=np.float32)
         self._weights.append(onnx.numpy_helper.from_array(array, name))
         return name
 
@@ -457,5 +557,6 @@ _PLAIN_ACTIVATIONS = {
     "hardswish": "HardSwish",
     "sigmoid": "Sigmoid",
     "leaky": "LeakyRelu",
+    "elu": "Elu",
     "tanh": "Tanh",
 }

@@ -25,6 +25,7 @@ from devices.onnx_files import dtype_name, name_nodes, parse_skeleton
 from latency.denormals import denormal_counts
 from latency.onnx_node import Node
 from latency.static import StaticGraph
+from latency.uncollected import uncollected
 
 if TYPE_CHECKING:
     import onnx
@@ -38,6 +39,7 @@ FAMILIES = (
     "conv_pointwise",
     "conv_depthwise",
     "conv_grouped",
+    "transposed_conv",
     "gemm",
     "matmul",
     "pool",
@@ -48,6 +50,7 @@ FAMILIES = (
     "concat",
     "reorder",
     "transpose",
+    "resize",
     "reshape",
     "normalisation",
     "reduction",
@@ -92,7 +95,9 @@ _FAMILY_OF_OP = {
     **dict.fromkeys(("Softmax", "LogSoftmax"), "softmax"),
     "Concat": "concat",
     **dict.fromkeys(("ReorderInput", "ReorderOutput"), "reorder"),
-    "Transpose": "transpose",
+    "ConvTranspose": "transposed_conv",
+    **dict.fromkeys(("Transpose", "DepthToSpace", "SpaceToDepth"), "transpose"),
+    **dict.fromkeys(("Resize", "Upsample"), "resize"),
     **dict.fromkeys(
         ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast"), "reshape"
     ),
@@ -199,6 +204,8 @@ class Kernel:
             channels_in = self.inputs[0][1] if self.inputs and len(self.inputs[0]) > 1 else 1
             taps = math.prod(self.kernel) * max(channels_in // max(self.groups, 1), 1)
             return math.prod(self.output) * taps
+        if self.family == "transposed_conv" and self.inputs and self.weights:
+            return math.prod(self.inputs[0]) * math.prod(self.weights[0][1:])
         if self.family == "gemm" and self.inputs and self.weights:
             sizes = math.prod(self.inputs[0]) * math.prod(self.weights[0])
             return math.isqrt(sizes * math.prod(self.output))
@@ -352,10 +359,11 @@ class KernelGraph:
         Raises:
             InvalidInputError: one of the two is not a readable ONNX graph.
         """
-        if isinstance(original, bytes):
-            original, _ = parse_skeleton(original)
-        graph, weights = parse_skeleton(compiled, "compiled graph")
-        return cls(tuple(_Reader(original, graph, weights).kernels()))
+        with uncollected():
+            if isinstance(original, bytes):
+                original, _ = parse_skeleton(original)
+            graph, weights = parse_skeleton(compiled, "compiled graph")
+            return cls(tuple(_Reader(original, graph, weights).kernels()))
 
 
 class _Original:
@@ -648,7 +656,8 @@ class _Reader:
 
     def _weight(self, name: str) -> tuple[int, int]:
         """Sort key: matrix work first, then the original's order."""
-        heavy = self.original.by_name[name].op_type in ("Conv", "Gemm", "MatMul")
+        kind = self.original.by_name[name].op_type
+        heavy = kind in ("Conv", "ConvTranspose", "Gemm", "MatMul")
         return (0 if heavy else 1, self.original.position[name])
 
     def _attribute_the_rest(self, covered: list[list[str]]) -> None:

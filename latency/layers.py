@@ -30,19 +30,33 @@ __all__ = [
     "draw_layer",
 ]
 
-Layout = Literal["image", "tokens", "grid"]
-LAYOUTS: tuple[Layout, ...] = ("image", "tokens", "grid")
+Layout = Literal["image", "tokens", "grid", "vector"]
+LAYOUTS: tuple[Layout, ...] = ("image", "tokens", "grid", "vector")
 """How a probe keeps its feature map: `(batch, channels, height, width)`,
-`(batch, tokens, channels)` or `(batch, height, width, channels)`."""
+`(batch, tokens, channels)`, `(batch, height, width, channels)` or `(batch, features)`."""
 
-ACTIVATIONS = ("relu", "relu6", "hardswish", "hardswish_parts", "silu", "leaky", "gelu", "none")
-_ACTIVATION_ODDS = (0.34, 0.14, 0.1, 0.08, 0.16, 0.03, 0.03, 0.12)
+_ACTIVATION_ODDS = {
+    "relu": 0.32,
+    "relu6": 0.13,
+    "hardswish": 0.1,
+    "hardswish_parts": 0.07,
+    "silu": 0.15,
+    "leaky": 0.03,
+    "prelu": 0.02,
+    "gelu": 0.03,
+    "sigmoid": 0.015,
+    "tanh": 0.015,
+    "elu": 0.01,
+    "mish": 0.01,
+    "none": 0.1,
+}
+ACTIVATIONS = tuple(_ACTIVATION_ODDS)
 _ODDS: Mapping[Layout, Mapping[str, float]] = {
     "image": {
-        "inverted": 0.26,
+        "inverted": 0.22,
         "fused": 0.04,
-        "separable": 0.09,
-        "pointwise": 0.08,
+        "separable": 0.08,
+        "pointwise": 0.07,
         "depthwise": 0.06,
         "dense": 0.06,
         "grouped": 0.05,
@@ -55,10 +69,13 @@ _ODDS: Mapping[Layout, Mapping[str, float]] = {
         "convnext": 0.02,
         "shrink": 0.01,
         "pool": 0.04,
-        "norm": 0.01,
+        "norm": 0.02,
+        "gate": 0.02,
+        "enlarge": 0.03,
     },
     "tokens": {"encoder": 0.7, "mlp": 0.2, "mixer": 0.1},
     "grid": {"window": 0.6, "mlp": 0.15, "merge": 0.15, "filter": 0.1},
+    "vector": {"linear": 1.0},
 }
 _CHANNEL_STEPS = (8, 16, 32, 64, 4, 1)
 _CHANNEL_STEP_ODDS = (0.36, 0.22, 0.16, 0.12, 0.07, 0.07)
@@ -75,9 +92,11 @@ class LayerSpec:
             project), "residual", "bottleneck", "sum" (parallel paths added or multiplied),
             "branches" (parallel paths concatenated), "growth" (normalised first, concatenated to
             its input), "unit" (split, half processed, shuffled), "convnext", "shrink" (normalised
-            over channels, then half as large), "pool", "norm"; for
+            over channels, then half as large), "pool", "norm", "gate" (attention over channels or
+            pixels without a bottleneck), "enlarge" (twice as many pixels a side); for
             tokens "encoder", "mlp", "mixer"; for grids "window" (attention in shifted windows),
-            "merge" (four neighbours to one), "mlp", "filter" (depthwise in between).
+            "merge" (four neighbours to one), "mlp", "filter" (depthwise in between); for vectors
+            "linear".
         channels: at the output.
         kernel: side of the window.
         stride: 1, 2, or 4 of a stem.
@@ -128,12 +147,16 @@ def draw_layer(
         rng: the generator.
         layout: of the feature map.
         width: its channels.
-        side: its height and width in pixels; for tokens, the square root of their number.
+        side: its height and width in pixels; for tokens, the square root of their number; for
+            vectors 1.
         kind: of the layer; drawn when left out.
     """
     odds = _ODDS[layout]
     if kind is None:
         kind = str(rng.choice(list(odds), p=list(odds.values())))
+    if layout == "vector":
+        spec: dict[str, Any] = dict(activation=_drawn_activation(rng), variant=int(rng.integers(4)))
+        return LayerSpec(kind, draw_channels(rng, 128, 1.1), **spec)
     if layout != "image":
         heads = [n for n in (1, 2, 3, 4, 6, 8, 12, 16) if width % n == 0 and width // n <= 128]
         return LayerSpec(
@@ -147,17 +170,19 @@ def draw_layer(
         )
     stride = 2 if side > 6 and rng.random() < 0.22 else 1
     out_side = -(-side // stride)
-    activation = str(rng.choice(ACTIVATIONS, p=_ACTIVATION_ODDS))
+    activation = _drawn_activation(rng)
     kernel = int(rng.choice((3, 5, 7), p=(0.62, 0.26, 0.12)))
     dilation = int(rng.choice((1, 2, 3), p=(0.85, 0.1, 0.05))) if kernel == 3 else 1
     typical = min(max(8.0, 4500.0 / out_side), 400.0)
     channels = draw_channels(rng, math.sqrt(typical * max(width, 8)), 0.6)
     if rng.random() < 0.3 and stride == 1:
         channels = width
-    spec: dict[str, Any] = dict(kernel=kernel, stride=stride, activation=activation)
+    spec = dict(kernel=kernel, stride=stride, activation=activation)
     if kind in ("pointwise", "norm"):
         spec.update(kernel=1, stride=1 if rng.random() < 0.85 else stride)
         channels = draw_channels(rng, channels * float(rng.choice((1, 1, 2, 4))), 0.3)
+        if kind == "norm":
+            spec.update(variant=int(rng.integers(3)), groups=int(rng.choice((4, 8, 32))))
     elif kind == "dense":
         spec.update(kernel=int(rng.choice((3, 5, 7, 2), p=(0.75, 0.13, 0.07, 0.05))))
         spec.update(dilation=dilation, variant=int(rng.integers(4)))
@@ -192,6 +217,11 @@ def draw_layer(
         side_2 = side % 2 == 0 and rng.random() < 0.4
         spec.update(kernel=2 if side_2 else 3, stride=2 if side_2 else stride)
         spec.update(variant=int(rng.integers(3)))
+    elif kind == "gate":
+        spec.update(stride=1, variant=int(rng.integers(12)))
+    elif kind == "enlarge":
+        spec.update(stride=2, kernel=int(rng.choice((2, 3, 4))), variant=int(rng.integers(4)))
+        channels = draw_channels(rng, max(width / 2, 8), 0.4)
     return LayerSpec(kind, channels, **spec)
 
 
@@ -201,12 +231,16 @@ def build_layer(builder: GraphBuilder, name: str, x: str, layer: LayerSpec, layo
     Raises:
         InvalidInputError: there is no such kind of layer for the layout.
     """
-    builders = {"image": _IMAGE, "tokens": _TOKENS, "grid": _GRID}[layout]
+    builders = {"image": _IMAGE, "tokens": _TOKENS, "grid": _GRID, "vector": _VECTOR}[layout]
     if layer.kind not in builders:
         raise InvalidInputError(
             f"probe layer {layer.kind!r}: unknown for {layout}; profile the device again."
         )
     return builders[layer.kind](builder, name, x, layer)
+
+
+def _drawn_activation(rng: np.random.Generator) -> str:
+    return str(rng.choice(ACTIVATIONS, p=list(_ACTIVATION_ODDS.values())))
 
 
 def _squeezed(rng: np.random.Generator, channels: int, odds: float) -> int:
@@ -408,8 +442,47 @@ def _pool(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
 
 
 def _norm(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
-    y = b.activation(f"{name}.act", b.norm(f"{name}.norm", x), "relu")
-    return b.conv(name, y, layer.channels)
+    if layer.variant == 1:
+        y = b.group_norm(f"{name}.norm", x, math.gcd(layer.groups, b.shapes[x][1]))
+    elif layer.variant == 2:
+        y = b.instance_norm(f"{name}.norm", x)
+    else:
+        y = b.norm(f"{name}.norm", x)
+    return b.conv(name, b.activation(f"{name}.act", y, "relu"), layer.channels)
+
+
+def _gate(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
+    """A path that is multiplied with factors from another one, or from itself."""
+    y = _conv_act(b, f"{name}.value", x, layer.channels, 1, layer)
+    source = y if layer.variant % 2 else x
+    if layer.variant % 3 == 2:
+        # One factor a pixel, from all channels.
+        z = b.conv(f"{name}.weigh", source, 1, layer.kernel)
+    else:
+        if b.shapes[source][1] != layer.channels:
+            source = b.conv(f"{name}.fit", source, layer.channels)
+        if layer.variant % 3:
+            batch, channels = b.shapes[source][:2]
+            z = b.node(
+                "ReduceMean", f"{name}.mean", [source], (batch, channels, 1, 1), axes=[2, 3],
+                keepdims=1,
+            )  # fmt: skip
+        else:
+            z = b.global_pool(f"{name}.pool", source)
+    gate = "HardSigmoid" if layer.variant >= 9 else "Sigmoid"
+    return b.scaled_by(name, y, b.node(gate, f"{name}.gate", [z], b.shapes[z]))
+
+
+def _enlarge(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
+    """Twice as many pixels a side, in the ways of decoders."""
+    if layer.variant == 0:
+        y = b.conv_transpose(f"{name}.up", x, layer.channels, layer.kernel, 2)
+        return b.activation(f"{name}.act", y, layer.activation)
+    if layer.variant == 1:
+        y = b.conv(f"{name}.wide", x, 4 * layer.channels, 1 if layer.kernel == 2 else 3)
+        return b.activation(f"{name}.act", b.depth_to_space(f"{name}.up", y, 2), layer.activation)
+    y = b.resize(f"{name}.up", x, 2, linear=layer.variant == 3)
+    return _conv_act(b, name, y, layer.channels, 1 if layer.kernel == 2 else 3, layer)
 
 
 # -- tokens and grids
@@ -582,6 +655,12 @@ def _merge(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
     return b.linear(f"{name}.reduce", y, layer.channels)
 
 
+def _linear(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
+    y = b.activation(f"{name}.act", b.gemm(name, x, layer.channels), layer.activation)
+    residual = layer.variant == 3 and b.shapes[x] == b.shapes[y]
+    return b.add(f"{name}.add", y, x) if residual else y
+
+
 def _filter(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
     width = b.shapes[x][-1]
     y = b.transpose(f"{name}.to_image", x, (0, 3, 1, 2))
@@ -608,6 +687,8 @@ _IMAGE: dict[str, _Builder] = {
     "shrink": _shrink,
     "pool": _pool,
     "norm": _norm,
+    "gate": _gate,
+    "enlarge": _enlarge,
 }
 _TOKENS: dict[str, _Builder] = {"encoder": _encoder, "mlp": _mlp, "mixer": _mixer}
 _GRID: dict[str, _Builder] = {
@@ -616,3 +697,4 @@ _GRID: dict[str, _Builder] = {
     "mlp": _mlp,
     "filter": _filter,
 }
+_VECTOR: dict[str, _Builder] = {"linear": _linear}

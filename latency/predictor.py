@@ -27,11 +27,13 @@ from devices.errors import InvalidInputError, UnavailableError
 from devices.preemption import busy_warning
 from latency.card import ANCHOR, CHOSEN, WHOLE
 from latency.context import Context, Surroundings
+from latency.covariance import Covariance
 from latency.interval import MIN_SCORES, Intervals, Score
 from latency.kernel import Kernel, KernelGraph
 from latency.regressor import Described, FamilyRegressor, Sample, Samples
 from latency.roofline import Roofline
 from latency.table import KernelTable, NetworkRow
+from latency.uncollected import uncollected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +48,7 @@ __all__ = ["Calibration", "KernelPrediction", "Prediction", "Predictor"]
 
 Source = Literal["measured", "regressed", "roofline"]
 
-FIT_VERSION = 6
+FIT_VERSION = 7
 """Of what `Predictor.to_bytes` writes; another one is fitted anew."""
 MIN_VISITS = 3
 """A kernel seen in fewer visits is predicted instead of looked up."""
@@ -233,7 +235,7 @@ class _Spread:
     """
 
     alone: Mapping[int, float]
-    blocks: Sequence[tuple[Sequence[int], Array]]
+    blocks: Sequence[tuple[Sequence[int], Covariance]]
     never: Sequence[int] = ()
 
     def deviation(self, times_ms: Sequence[float]) -> float:
@@ -244,8 +246,7 @@ class _Spread:
         variance = sum((times[i] * deviation) ** 2 for i, deviation in self.alone.items())
         variance += float(times[list(self.never)].sum() * _UNCOVERED_DEVIATION) ** 2
         for places, covariance in self.blocks:
-            own = times[list(places)]
-            variance += max(float(own @ covariance @ own), 0.0)
+            variance += covariance.of_sum(times[list(places)])
         total = float(times.sum())
         return math.sqrt(variance) / total if total else 0.0
 
@@ -256,7 +257,7 @@ class _Spread:
         times = np.array(times_ms)
         added = sum(times[i] * deviation for i, deviation in self.alone.items())
         for places, covariance in self.blocks:
-            added += float(times[list(places)] @ np.sqrt(np.maximum(np.diag(covariance), 0.0)))
+            added += float(times[list(places)] @ covariance.deviations)
         total = float(times.sum() - times[list(self.never)].sum())
         return float(added / total) if total else 0.0
 
@@ -370,7 +371,8 @@ class Predictor:
         Args:
             graph: kernels as the card's runtime compiles them.
         """
-        times, sources, spread = self._kernel_times(graph)
+        with uncollected():
+            times, sources, spread = self._kernel_times(graph)
         kernels = tuple(
             KernelPrediction(node.kernel, self.calibration.kernel_ms(time_ms), source, node.nodes)
             for node, time_ms, source in zip(graph.kernels, times, sources, strict=True)
@@ -536,7 +538,7 @@ class Predictor:
             found = self._families[family].times_ms(kernels[family], around[places])
             times[places] = found * lift[places]
         around = surroundings.table(times)
-        blocks: list[tuple[list[int], Array]] = []
+        blocks: list[tuple[list[int], Covariance]] = []
         for family, places in members.items():
             # How sure a regressor is takes longer than what it says, and matters only where no
             # measurement says it.
@@ -723,7 +725,7 @@ class _Fitting:
         calibration = self._calibrate(index) if 4 < many <= 100 else self.calibration
         times: list[float] = []
         alone: dict[int, float] = {}
-        blocks: list[tuple[list[int], Array]] = []
+        blocks: list[tuple[list[int], Covariance]] = []
         for family in dict.fromkeys(place[0] for place in self.places[index] if place):
             numbers, said, covariance = self.left_out[index, family]
             lifts: list[float] = []
@@ -738,7 +740,7 @@ class _Fitting:
                 lifts.append(math.exp(hit.residual) if hit else 1.0)
             if asked:
                 places = [len(times) + row for row in asked]
-                blocks.append((places, covariance[asked][:, asked]))
+                blocks.append((places, Covariance(covariance[asked][:, asked])))
             times.extend((said * lifts).tolist())
         missing = len(network.rows) - len(times)
         return Score(

@@ -35,10 +35,11 @@ _KINDS = {
     "unit": 0.05,
     "growth": 0.05,
     "branches": 0.04,
-    "convnext": 0.04,
+    "convnext": 0.03,
+    "gate": 0.01,
 }
 """Odds of the kind of block that most of a network is made of."""
-_UNSTRIDED = ("unit", "growth", "branches", "convnext")
+_UNSTRIDED = ("unit", "growth", "branches", "convnext", "gate")
 """Kinds that keep the number of pixels: something in front of a stage has to reduce it."""
 _OTHER_KIND = 0.15
 """Odds that a stage has blocks of another kind than the rest of its network."""
@@ -48,6 +49,8 @@ _WIDTH_STEPS = (8, 16, 32, 64, 4, 1)
 _WIDTH_STEP_ODDS = (0.4, 0.24, 0.16, 0.12, 0.05, 0.03)
 _GROWTH = (1.25, 2.1)
 """By what the channels grow from stage to stage."""
+_DECODER_SHARE = 0.06
+"""Odds that an image's network grows its feature map again, as those that label pixels do."""
 _MAX_LAYERS = 40
 _MIN_LAYERS = 8
 _MADDS = (60e6, 3000e6)
@@ -147,7 +150,9 @@ def _image_network(rng: np.random.Generator) -> ProbeSpec:
         for index in range(int(rng.choice(_DEPTHS, p=_DEPTH_ODDS))):
             if not draft.take(replace(drawn, stride=2 if reduces and not index else 1)):
                 break
-    if rng.random() < 0.4:
+    if rng.random() < _DECODER_SHARE:
+        _decode(rng, draft, block)
+    elif rng.random() < 0.4:
         last = draw_channels(rng, 4 * draft.width_and_side[0], 0.4)
         draft.take(LayerSpec("pointwise", last, 1, activation=activation))
     return draft.finished(rng)
@@ -164,6 +169,17 @@ def _reduce(
         draft.take(LayerSpec("pool", width, 2, 2, variant=1 if kind == "growth" else 0))
     else:
         draft.take(LayerSpec("separable", width, 3, 2, activation=activation))
+
+
+def _decode(rng: np.random.Generator, draft: _Draft, block: LayerSpec) -> None:
+    """More pixels and fewer channels from stage to stage, in one way of enlarging."""
+    enlarge = draw_layer(rng, "image", *draft.width_and_side, kind="enlarge")
+    for _ in range(int(rng.integers(1, 5))):
+        width = max(draft.width_and_side[0] // 2, 8)
+        if not draft.take(replace(enlarge, channels=width)):
+            return
+        for _ in range(int(rng.integers(0, 3))):
+            draft.take(replace(_of_width(block, width), stride=1, dilation=1))
 
 
 def _of_width(layer: LayerSpec, width: int) -> LayerSpec:

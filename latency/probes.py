@@ -2,8 +2,10 @@
 
 A kernel alone in a model pays for layout changes that it does not pay inside a network, so kernels
 are measured in context, in random networks of up to 16 layers, and in some that are built like
-whole ones (`latency.probe_networks`). A probe is its specification, a few
-numbers; its weights are random, which the time of floating-point kernels does not depend on.
+whole ones (`latency.probe_networks`). Networks of one to four small layers have a class of their
+own: all that they touch stays in the caches, which makes them run up to twice as fast as the same
+layers do among others. A probe is its specification, a few numbers; its weights are random, which
+the time of floating-point kernels does not depend on.
 """
 
 from __future__ import annotations
@@ -34,11 +36,18 @@ __all__ = [
     "width_and_side",
 ]
 
-_LAYOUT_ODDS = (0.86, 0.07, 0.07)
+_LAYOUT_ODDS: dict[Layout, float] = {"image": 0.84, "tokens": 0.07, "grid": 0.07, "vector": 0.02}
+_TINY_LAYOUT_ODDS: dict[Layout, float] = {
+    "image": 0.5,
+    "tokens": 0.05,
+    "grid": 0.05,
+    "vector": 0.4,
+}
 _IMAGE_SHARE = 0.5
 """Of the probes that begin with an image of 3 channels; the others begin with a feature map, so
 that every kind of layer is seen at every size and not only deep inside a network."""
 _MAX_LAYERS = 16
+_MAX_TINY_LAYERS = 4
 _MAX_MISSES = 4
 """Layers that did not fit into the class of sizes before a probe is left as it is."""
 _REPEATS = (1, 2, 3, 4)
@@ -56,15 +65,17 @@ class _Size:
     weights: int
     peak: int
     ballast: int = 0
-    loaded: bool = True
+    heavy: bool = False
+    tiny: bool = False
 
 
 _SIZES = (
-    _Size(0.22, 60_000_000, 600_000, 3_000_000),
-    _Size(0.18, 60_000_000, 600_000, 3_000_000, ballast=6_000_000),
-    _Size(0.50, 300_000_000, 7_000_000, 6_000_000),
-    _Size(0.08, 1_500_000_000, 30_000_000, 20_000_000, loaded=False),
-    _Size(0.02, 200_000_000, 2_000_000, 6_000_000, ballast=60_000_000, loaded=False),
+    _Size(0.07, 3_000_000, 1_500_000, 150_000, tiny=True),
+    _Size(0.20, 60_000_000, 600_000, 3_000_000),
+    _Size(0.16, 60_000_000, 600_000, 3_000_000, ballast=6_000_000),
+    _Size(0.47, 300_000_000, 7_000_000, 6_000_000),
+    _Size(0.08, 1_500_000_000, 30_000_000, 20_000_000, heavy=True),
+    _Size(0.02, 200_000_000, 2_000_000, 6_000_000, ballast=60_000_000, heavy=True),
 )
 """Six in ten may grow heavy: weights that do not fit into a core's own cache, as those of whole
 networks do not. Some light ones carry a heavy head as ballast, and four in ten stand beside a load,
@@ -101,7 +112,7 @@ class ProbeSpec:
 
     Attributes:
         layout: of the feature map that its layers work on.
-        side: height and width of the input; for tokens given as such, their number.
+        side: height and width of the input; for tokens given as such, their number; for vectors 1.
         channels: of the input.
         patch: side of the patches that an image is cut into first; 0 when the input is no image but
             a feature map of the layout, or an image that the layers take as it is.
@@ -162,17 +173,18 @@ class ProbeSpec:
             ) from error
 
 
-def sample_probe(rng: np.random.Generator, light: bool = False) -> ProbeSpec:
+def sample_probe(rng: np.random.Generator, light: bool = False, tiny: bool = True) -> ProbeSpec:
     """A random probe network.
 
     Args:
         rng: the one generator that draws everything.
         light: leaves out what takes long: loads and the largest classes.
+        tiny: whether the class of tiny networks is among those drawn from.
 
     Returns:
-        A specification of 1 to 16 layers at 3 to 320 pixels.
+        A specification of 1 to 16 layers, of images at 3 to 320 pixels.
     """
-    classes = [s for s in _SIZES if s.loaded or not light]
+    classes = [s for s in _SIZES if not (light and s.heavy) and (tiny or not s.tiny)]
     total = sum(s.share for s in classes)
     size = classes[int(rng.choice(len(classes), p=[s.share / total for s in classes]))]
     while True:
@@ -219,11 +231,12 @@ def begin_probe(
 
 def _draw_probe(rng: np.random.Generator, size: _Size) -> ProbeSpec:
     """A probe whose layers are added as long as they fit into its class of sizes."""
-    spec = _draw_input(rng)
+    spec = _draw_input(rng, size.tiny)
     builder, x = begin_probe(spec)
     layers: list[LayerSpec] = []
     repeats, misses, layer = 0, 0, LayerSpec("", 0)
-    wanted_layers = int(rng.integers(3, _MAX_LAYERS + 1))
+    least, most = (1, _MAX_TINY_LAYERS) if size.tiny else (3, _MAX_LAYERS)
+    wanted_layers = int(rng.integers(least, most + 1))
     while len(layers) < wanted_layers and misses < _MAX_MISSES:
         width, side = width_and_side(builder.shapes[x], spec.layout)
         stem = spec.layout == "image" and width == 3 and not layers
@@ -253,10 +266,11 @@ def _draw_probe(rng: np.random.Generator, size: _Size) -> ProbeSpec:
     if size.ballast:
         hidden = min(4096, int(rng.uniform(0.1, 1.0) * size.ballast / inputs))
         room = size.ballast
-    wanted = bool(size.ballast) or (spec.classes > 0 and rng.random() < 0.2)
+    deeper = 0.4 if size.tiny else 0.2
+    wanted = bool(size.ballast) or (spec.classes > 0 and rng.random() < deeper)
     if spec.layout == "image" and wanted and 0 < inputs * hidden <= room:
         spec = replace(spec, hidden=hidden)
-    if size.loaded and rng.random() < _LOAD_SHARE:
+    if not (size.heavy or size.tiny) and rng.random() < _LOAD_SHARE:
         spec = replace(spec, load=_draw_load(rng))
     return replace(spec, layers=tuple(layers))
 
@@ -281,9 +295,14 @@ def _loaded(b: GraphBuilder, load: LoadSpec, batch: int) -> str:
     return x
 
 
-def _draw_input(rng: np.random.Generator) -> ProbeSpec:
+def _draw_input(rng: np.random.Generator, tiny: bool) -> ProbeSpec:
     """Where a probe begins: layout, size and channels of its input."""
-    layout = LAYOUTS[int(rng.choice(3, p=_LAYOUT_ODDS))]
+    odds = _TINY_LAYOUT_ODDS if tiny else _LAYOUT_ODDS
+    layout = LAYOUTS[int(rng.choice(len(odds), p=[odds[layout] for layout in LAYOUTS]))]
+    if layout == "vector":
+        return ProbeSpec(layout, 1, draw_channels(rng, 200, 1.1), ())
+    if tiny:
+        return _draw_tiny_input(rng, layout)
     step = int(rng.choice((32, 16, 1), p=(0.6, 0.25, 0.15)))
     image_side = max(32, round(float(rng.uniform(96, 320)) / step) * step)
     is_image = bool(rng.random() < _IMAGE_SHARE)
@@ -306,7 +325,21 @@ def _draw_input(rng: np.random.Generator) -> ProbeSpec:
     return ProbeSpec(layout, int(rng.integers(4, 60)), width, ())
 
 
+def _draw_tiny_input(rng: np.random.Generator, layout: Layout) -> ProbeSpec:
+    """As `_draw_input`, of the size of thumbnails and of what is left of an image at the end."""
+    if layout == "image" and rng.random() < _IMAGE_SHARE:
+        side = int(rng.choice((8, 16, 28, 32, 32, 48, 64)))
+        return ProbeSpec(layout, side, int(rng.choice((1, 3), p=(0.3, 0.7))), ())
+    side = int(rng.integers(3, 24 if layout == "image" else 10))
+    width = draw_channels(rng, min(max(8.0, 600.0 / side), 200.0), 0.7)
+    if layout == "tokens":
+        side = side**2
+    return ProbeSpec(layout, side, width, ())
+
+
 def _input_shape(spec: ProbeSpec, batch: int) -> tuple[int, ...]:
+    if spec.layout == "vector":
+        return (batch, spec.channels)
     if spec.layout == "image" or spec.patch:
         return (batch, spec.channels, spec.side, spec.side)
     if spec.layout == "tokens":
@@ -338,6 +371,8 @@ def _end(b: GraphBuilder, spec: ProbeSpec, x: str) -> str:
             y = b.gemm("head.hidden", b.flatten("head.flatten", x), spec.hidden)
             return b.gemm("head", b.activation("head.act", y, "relu"), spec.classes)
         return b.head("head", x, spec.classes, spec.reduce_mean)
+    if spec.layout == "vector":
+        return b.gemm("head", x, spec.classes)
     y = b.layer_norm("head.norm", x)
     if spec.layout == "tokens":
         return b.gemm("head", b.take("head.first", y, 0, axis=1), spec.classes)
@@ -348,6 +383,8 @@ def _end(b: GraphBuilder, spec: ProbeSpec, x: str) -> str:
 
 def width_and_side(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
     """Channels of a feature map, and its side; for tokens, the square root of their number."""
+    if layout == "vector":
+        return shape[1], 1
     if layout == "image":
         return shape[1], shape[2]
     return shape[-1], shape[1] if layout == "grid" else math.isqrt(shape[1])

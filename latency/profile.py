@@ -293,7 +293,7 @@ class _Profiler:
         elif not light and index % 2 and self.acquisition:
             spec, label = self.acquisition.choose(rng), CHOSEN
         else:
-            spec = sample_probe(rng, light)
+            spec = sample_probe(rng, light=light)
         model = build_probe(spec, self.settings.batch)
         network = self._add(
             f"{label}{self.seed}-{index}",

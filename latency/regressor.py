@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
+from latency.covariance import Covariance
 from latency.features import FEATURES, context_features, kernel_labels, own_features
 from latency.gaussian_process import GaussianProcess
 from latency.roofline import Roofline, roofline_terms
@@ -194,7 +195,7 @@ class FamilyRegressor:
 
     def predict(
         self, kernels: Sequence[Kernel] | Described, surroundings: Sequence[Context] | Array
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Covariance]:
         """Milliseconds of each kernel, and the covariance of their logarithms.
 
         Args:
@@ -202,14 +203,14 @@ class FamilyRegressor:
             surroundings: of each, see `latency.features.context_features`.
 
         Returns:
-            Arrays of shapes `(kernels,)` and `(kernels, kernels)`.
+            The times, shape `(kernels,)`, and the covariance.
         """
         import numpy as np
 
         own = kernels if isinstance(kernels, Described) else Described.of(kernels)
         base = self.roofline.predict(own.terms)
         if self.process is None:
-            return base, _scarce(len(base))
+            return base, Covariance(_scarce(len(base)))
         points = self._points(own.within(surroundings), own.labels)
         mean, covariance = self.process.predict(points)
         return base * np.exp(mean), covariance

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from devices.onnx_files import dtype_name
+from latency.move_rules import has_move_rule, moved_shapes
 from latency.onnx_node import Node
 from latency.shape_rules import has_rule, needs_attributes, output_shape
 
@@ -102,8 +103,12 @@ class StaticGraph:
         return self._infer_by_rule(node) or self._infer_by_onnx(node)
 
     def _infer_by_rule(self, node: Node) -> bool:
-        """As `infer`, for the operations that `latency.shape_rules` knows."""
-        if node.domain not in ("", "ai.onnx") or not has_rule(node.op_type):
+        """As `infer`, for operations that there are rules for."""
+        if node.domain not in ("", "ai.onnx"):
+            return False
+        if has_move_rule(node.op_type):
+            return self._infer_move(node)
+        if not has_rule(node.op_type):
             return False
         outputs, names = node.output, node.given
         if len(outputs) != 1 or not all(map(self._kinds.__contains__, names)):
@@ -113,6 +118,34 @@ class StaticGraph:
         if shape is None:
             return False
         self._note(outputs[0], shape, self._kinds[names[0]])
+        return True
+
+    def _infer_move(self, node: Node) -> bool:
+        """As `infer`, for the operations that `latency.move_rules` knows."""
+        first, *rest = node.input
+        if first not in self._kinds or "" in node.output:
+            return False
+        further: list[tuple[int, ...] | None] = []
+        for name in rest:
+            if not name:
+                further.append(None)
+            elif node.op_type == "Gather":
+                if name not in self.shapes:
+                    return False
+                further.append(self.shapes[name])
+            elif node.op_type == "Pad" and len(further) == 1:
+                further.append(None)  # the number that is written into the border
+            elif name in self.values:
+                further.append(tuple(self.values[name].ravel().tolist()))
+            else:
+                return False
+        shapes = moved_shapes(
+            node.op_type, self.shapes[first], further, node.options, len(node.output)
+        )
+        if shapes is None:
+            return False
+        for name, shape in zip(node.output, shapes, strict=True):
+            self._note(name, shape, self._kinds[first])
         return True
 
     def _infer_by_onnx(self, node: Node) -> bool:
@@ -324,8 +357,86 @@ def _cast(node: Node, inputs: Sequence[Array]) -> Array:
     return inputs[0].astype(onnx.helper.tensor_dtype_to_np_dtype(to))
 
 
+def _slice(node: Node, inputs: Sequence[Array]) -> Array | None:
+    if len(inputs) < 3:
+        return None
+    data, starts, ends = inputs[0], inputs[1].tolist(), inputs[2].tolist()
+    axes = inputs[3].tolist() if len(inputs) > 3 else list(range(len(starts)))
+    steps = inputs[4].tolist() if len(inputs) > 4 else [1] * len(starts)
+    if min(steps, default=1) < 1:
+        return None
+    cut = [slice(None)] * data.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        cut[axis] = slice(start, end, step)
+    return data[tuple(cut)]
+
+
+def _constant_of_shape(node: Node, inputs: Sequence[Array]) -> Array:
+    import numpy as np
+    import onnx
+
+    given = next((a.t for a in node.attribute if a.name == "value"), None)
+    value = np.zeros(1, np.float32) if given is None else onnx.numpy_helper.to_array(given)
+    return np.full(tuple(inputs[0].tolist()), value.reshape(-1)[0], value.dtype)
+
+
+def _expand(node: Node, inputs: Sequence[Array]) -> Array:
+    import numpy as np
+
+    shape = np.broadcast_shapes(inputs[0].shape, tuple(inputs[1].tolist()))
+    return np.broadcast_to(inputs[0], shape)
+
+
+def _reshape(node: Node, inputs: Sequence[Array]) -> Array | None:
+    if len(inputs) < 2 or 0 in inputs[1]:
+        return None
+    return inputs[0].reshape(tuple(inputs[1].tolist()))
+
+
+def _range(node: Node, inputs: Sequence[Array]) -> Array:
+    import numpy as np
+
+    start, end, step = (x.item() for x in inputs)
+    return np.arange(start, end, step).astype(inputs[0].dtype)
+
+
+def _where(node: Node, inputs: Sequence[Array]) -> Array:
+    import numpy as np
+
+    return np.where(inputs[0], inputs[1], inputs[2])
+
+
+def _mod(node: Node, inputs: Sequence[Array]) -> Array | None:
+    import numpy as np
+
+    # Whole numbers only, of which the remainder has the divisor's sign as in Python.
+    whole = all(np.issubdtype(x.dtype, np.integer) for x in inputs)
+    return np.mod(*inputs) if whole and not node.attribute and inputs[1].all() else None
+
+
+def _div(node: Node, inputs: Sequence[Array]) -> Array | None:
+    import numpy as np
+
+    if np.issubdtype(inputs[0].dtype, np.floating):
+        return inputs[0] / inputs[1]
+    # ONNX divides whole numbers towards zero.
+    return inputs[0] // inputs[1] if (inputs[0] >= 0).all() and (inputs[1] > 0).all() else None
+
+
+def _scatter(node: Node, inputs: Sequence[Array]) -> Array | None:
+    import numpy as np
+
+    if node.attribute:
+        return None
+    data, places, updates = inputs
+    written = data.copy()
+    written[tuple(np.moveaxis(places, -1, 0))] = updates
+    return written
+
+
 # ONNX's reference takes a millisecond a node, and a shifted-window network has thousands of these.
-_QUICK: Mapping[str, Callable[[Any, Sequence[Array]], Array]] = {
+# What gives None here, or has an input left out, is left to the reference.
+_QUICK: Mapping[str, Callable[[Any, Sequence[Array]], Array | None]] = {
     "Gather": _gather,
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,
@@ -335,6 +446,15 @@ _QUICK: Mapping[str, Callable[[Any, Sequence[Array]], Array]] = {
     "Mul": lambda _, xs: xs[0] * xs[1],
     "Equal": lambda _, xs: xs[0] == xs[1],
     "Identity": lambda _, xs: xs[0],
+    "Slice": _slice,
+    "ConstantOfShape": _constant_of_shape,
+    "Expand": _expand,
+    "Reshape": _reshape,
+    "Range": _range,
+    "Where": _where,
+    "Mod": _mod,
+    "Div": _div,
+    "ScatterND": _scatter,
 }
 
 
@@ -355,8 +475,10 @@ def _compute(
         ):
             return None
         with np.errstate(all="ignore"):
-            if node.op_type in _QUICK:
-                return [_QUICK[node.op_type](node, inputs)]
+            if node.op_type in _QUICK and len(inputs) == len(node.input):
+                quick = _QUICK[node.op_type](node, inputs)
+                if quick is not None:
+                    return [quick]
             graph = onnx.helper.make_graph(
                 [node.proto],
                 "constant",

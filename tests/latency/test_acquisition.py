@@ -19,7 +19,7 @@ def acquisition(simulated_card: DeviceCard) -> Acquisition:
 def test_the_most_uncertain_of_the_drawn_is_chosen(acquisition: Acquisition) -> None:
     chosen = acquisition.choose(np.random.default_rng(4))
     rng = np.random.default_rng(4)
-    drawn = [sample_probe(rng) for _ in range(CANDIDATES)]
+    drawn = [sample_probe(rng, tiny=False) for _ in range(CANDIDATES)]
     assert chosen in drawn
     assert acquisition.uncertainty(chosen) == max(map(acquisition.uncertainty, drawn)) > 0
 

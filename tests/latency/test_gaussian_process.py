@@ -39,8 +39,8 @@ def small() -> tuple[GaussianProcess, np.ndarray, np.ndarray, np.ndarray]:
 def predict(process: GaussianProcess, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means and variances."""
     mean, covariance = process.predict(points)
-    np.testing.assert_allclose(covariance, covariance.T, atol=1e-9)
-    return mean, np.maximum(np.diag(covariance), 0.0)
+    np.testing.assert_allclose(covariance.matrix, covariance.matrix.T, atol=1e-9)
+    return mean, covariance.deviations**2
 
 
 def without(
@@ -230,13 +230,13 @@ class TestLeavingOut:
         ((members, _, covariance),) = process.without(points[:6], values[:6], doubt[:6])
         again = refitted(process, points[rest], values[rest], doubt[rest])
         assert members.tolist() == list(range(6))
-        np.testing.assert_allclose(covariance, again.predict(points[:6])[1], atol=1e-6)
+        np.testing.assert_allclose(covariance, again.predict(points[:6])[1].matrix, atol=1e-6)
 
 
 class TestTogether:
     def test_points_that_are_alike_err_alike(self, fitted: GaussianProcess) -> None:
         near, far = np.full((1, 5), 3.0), np.full((1, 5), -4.0)
-        _, covariance = fitted.predict(np.concatenate([near, near + 0.01, far]))
+        covariance = fitted.predict(np.concatenate([near, near + 0.01, far]))[1].matrix
         correlation = covariance / np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
         assert correlation[0, 1] > 0.95 and abs(correlation[0, 2]) < 0.3
 
@@ -249,7 +249,8 @@ class TestTogether:
         for centre in rng.uniform(-1.5, 1.5, (200, 5)):
             asked = centre + 0.1 * rng.standard_normal((5, 5))
             mean, covariance = process.predict(asked)
-            ratios.append((mean - function(asked)).mean() / np.sqrt(covariance.mean()))
+            expected = np.sqrt(covariance.of_sum(np.full(5, 0.2)))
+            ratios.append((mean - function(asked)).mean() / expected)
         assert 0.75 < (np.abs(ratios) < 1.645).mean()
         assert 0.3 < np.std(ratios) < 1.7
 

@@ -17,7 +17,7 @@ Write = Callable[[GraphBuilder], str]
 
 ACTIVATIONS = (
     "relu", "relu6", "hardswish", "hardswish_parts", "silu", "gelu", "sigmoid", "leaky", "tanh",
-    "none",
+    "prelu", "elu", "mish", "none",
 )  # fmt: skip
 
 METHODS: dict[str, tuple[tuple[int, ...], Write]] = {
@@ -28,6 +28,9 @@ METHODS: dict[str, tuple[tuple[int, ...], Write]] = {
     "conv window": (IMAGE, lambda g: g.conv("a", "input", 8, window=(1, 7))),
     "conv even": (IMAGE, lambda g: g.conv("a", "input", 8, 2, 1)),
     "conv bare": (IMAGE, lambda g: g.conv("a", "input", 8, 3, 2, padded=False, bias=False)),
+    "conv transposed": (IMAGE, lambda g: g.conv_transpose("a", "input", 6, 2, 2)),
+    "conv transposed odd": (IMAGE, lambda g: g.conv_transpose("a", "input", 6, 3, 2)),
+    "conv transposed wide": (IMAGE, lambda g: g.conv_transpose("a", "input", 8, 4, 2, 4)),
     "gemm": ((3, 20), lambda g: g.gemm("a", "input", 6)),
     "linear": (TOKENS, lambda g: g.linear("a", "input", 5)),
     "linear 4d": (GRID, lambda g: g.linear("a", "input", 5)),
@@ -43,6 +46,8 @@ METHODS: dict[str, tuple[tuple[int, ...], Write]] = {
         for kind in ACTIVATIONS
     },
     "norm": (IMAGE, lambda g: g.norm("a", "input")),
+    "group_norm": (IMAGE, lambda g: g.group_norm("a", "input", 3)),
+    "instance_norm": (IMAGE, lambda g: g.instance_norm("a", "input")),
     "layer_norm": (TOKENS, lambda g: g.layer_norm("a", "input")),
     "softmax": (TOKENS, lambda g: g.softmax("a", "input")),
     "layer_scale": (IMAGE, lambda g: g.layer_scale("a", "input", (12, 1, 1))),
@@ -54,6 +59,7 @@ METHODS: dict[str, tuple[tuple[int, ...], Write]] = {
         )
         for kind in ("sigmoid", "hard", "silu")
     },
+    "scaled_by": (IMAGE, lambda g: g.scaled_by("a", "input", g.global_pool("p", "input"))),
     "global_pool": (IMAGE, lambda g: g.global_pool("a", "input")),
     "max pool": (IMAGE, lambda g: g.pool("a", "input", 3, 2, mean=False)),
     "mean pool": (IMAGE, lambda g: g.pool("a", "input", 3, 1, mean=True)),
@@ -74,6 +80,9 @@ METHODS: dict[str, tuple[tuple[int, ...], Write]] = {
     "cut": (GRID, lambda g: g.cut("a", "input", 1, 2, 7)),
     "cut step": (GRID, lambda g: g.cut("a", "input", 2, 1, 8, 2)),
     "pad": (GRID, lambda g: g.pad("a", "input", (0, 1, 0, 0), (0, 2, 3, 0))),
+    "resize": (IMAGE, lambda g: g.resize("a", "input", 2, linear=False)),
+    "resize linear": (IMAGE, lambda g: g.resize("a", "input", 3, linear=True)),
+    "depth_to_space": (IMAGE, lambda g: g.depth_to_space("a", "input", 2)),
     "split": (IMAGE, lambda g: g.split("a", "input", 3)[1]),
     "split axis": (GRID, lambda g: g.split("a", "input", 2, 1)[0]),
     "interleave": (IMAGE, lambda g: g.interleave("a", "input")),
@@ -97,6 +106,8 @@ def counted(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
         out = math.prod(shapes[node.output[0]])
         if node.op_type == "Conv":
             total += out * math.prod(weights[node.input[1]][1:])
+        elif node.op_type == "ConvTranspose":
+            total += math.prod(shapes[node.input[0]]) * math.prod(weights[node.input[1]][1:])
         elif node.op_type in ("Gemm", "MatMul"):
             total += out * shapes[node.input[0]][-1]
     return total

@@ -29,6 +29,8 @@ ALL = [(layout, kind) for layout in LAYOUTS for kind in KINDS[layout]]
 def shape_of(layout: Layout, width: int, side: int) -> tuple[int, ...]:
     if layout == "image":
         return (1, width, side, side)
+    if layout == "vector":
+        return (1, width)
     return (1, side * side, width) if layout == "tokens" else (1, side, side, width)
 
 
@@ -125,7 +127,7 @@ class TestDrawing:
         output = build_layer(builder, "layer", "input", layer, layout)
         shape = builder.shapes[output]
         assert all(isinstance(size, int) for size in shape)
-        channels = shape[1] if layout == "image" else shape[-1]
+        channels = shape[1] if layout in ("image", "vector") else shape[-1]
         assert 1 <= channels <= 4 * 2048 + width
         # Only windows that are larger than the map may leave nothing of it.
         if min(shape) < 1:

@@ -64,7 +64,7 @@ def exotic() -> onnx.ModelProto:
     """A network with an operation that no probe has."""
     g = GraphBuilder((1, 16, 14, 14), np.random.default_rng(0))
     x = g.conv("a", "input", 32, 3)
-    x = g.node("Softplus", "strange", [x], g.shapes[x])
+    x = g.node("Softsign", "strange", [x], g.shapes[x])
     return g.finish(g.conv("b", x, 16))
 
 
@@ -175,7 +175,7 @@ class TestIntervals:
 
     def test_they_are_no_wider_than_they_need_be(self, noisy: Predictor, network) -> None:
         found = noisy.predict(network)
-        assert 1.01 < found.high_ms / found.low_ms < 1.6
+        assert 1.01 < found.high_ms / found.low_ms < 1.8
         assert 0.005 < noisy.validation["interval_half_width"] < 0.25
         assert not any("networks in the card" in line for line in found.warnings)
 
@@ -301,11 +301,11 @@ class TestSimulatedTruth:
 class TestHonesty:
     def test_unknown_operations_are_counted(self, simulated: Predictor) -> None:
         found = simulated.predict(exotic())
-        assert found.uncovered == (("Softplus", 1),)
+        assert found.uncovered == (("Softsign", 1),)
         assert found.coverage < 1.0
-        assert any("Softplus" in line for line in found.warnings)
+        assert any("Softsign" in line for line in found.warnings)
         (strange,) = [k for k in found.kernels if k.source == "roofline"]
-        assert strange.latency_ms > 0 and strange.nodes == ("strange/Softplus",)
+        assert strange.latency_ms > 0 and strange.nodes == ("strange/Softsign",)
 
     def test_known_operations_are_covered(self, simulated: Predictor, network) -> None:
         found = simulated.predict(network)

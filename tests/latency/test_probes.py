@@ -93,6 +93,8 @@ def sizes(model: onnx.ModelProto) -> tuple[int, int]:
         out = math.prod(shapes[node.output[0]])
         if node.op_type == "Conv":
             madds += out * math.prod(weights[node.input[1]][1:])
+        elif node.op_type == "ConvTranspose":
+            madds += math.prod(shapes[node.input[0]]) * math.prod(weights[node.input[1]][1:])
         elif node.op_type in ("Gemm", "MatMul"):
             madds += out * shapes[node.input[0]][-1]
     return madds, sum(map(math.prod, weights.values()))
@@ -126,20 +128,43 @@ class TestSampling:
         madds = max(size.madds for size in _SIZES)
         weights = max(size.weights + size.ballast for size in _SIZES)
         for index, spec in enumerate(specs()):
-            assert 1 <= len(spec.layers) <= 16 and 3 <= spec.side <= 400
+            assert 1 <= len(spec.layers) <= 16 and 1 <= spec.side <= 400
             found = sizes(alone(index))
             # A head comes on top of what its class allows the layers.
             assert found[0] <= madds * 1.1 and found[1] <= weights * 1.4
 
     def test_probes_are_light_and_heavy(self) -> None:
         found = [sizes(alone(i)) for i in range(COUNT)]
-        light, heavy = min(size.madds for size in _SIZES), max(size.madds for size in _SIZES)
+        classes = [size.madds for size in _SIZES if not size.tiny]
+        light, heavy = min(classes), max(classes)
         assert sum(madds <= light * 1.2 for madds, _ in found) >= 0.35 * COUNT
         assert 0 < sum(madds > heavy / 3 for madds, _ in found) <= 0.12 * COUNT
         # Weights that no core's own cache holds, and such as any does.
         assert sum(4 * weights > 4_000_000 for _, weights in found) >= 0.2 * COUNT
         assert sum(4 * weights < 1_000_000 for _, weights in found) >= 0.1 * COUNT
         assert sum(size.share for size in _SIZES) == pytest.approx(1.0)
+
+    def test_some_are_tiny(self) -> None:
+        (tiny,) = (size for size in _SIZES if size.tiny)
+        found = [sizes(alone(i)) for i in range(COUNT)]
+        few = [
+            madds <= 1.5 * tiny.madds and len(specs()[i].layers) <= 4
+            for i, (madds, _) in enumerate(found)
+        ]
+        assert 0.04 * COUNT < sum(few) < 0.2 * COUNT
+        # From what fits into a core's nearest cache to what does not.
+        weights = [found[i][1] for i in range(COUNT) if few[i]]
+        assert min(weights) < 8_000 and max(weights) > 100_000
+        layouts = {specs()[i].layout for i in range(COUNT) if few[i]}
+        assert layouts >= {"image", "vector"}
+
+    def test_they_can_be_left_out(self) -> None:
+        (tiny,) = (size for size in _SIZES if size.tiny)
+        found = [sample_probe(np.random.default_rng([8, i]), tiny=False) for i in range(200)]
+        assert np.mean([len(spec.layers) for spec in found]) > 5
+        short = [s for s in found if len(s.layers) <= 4 and not s.load and s.layout == "vector"]
+        madds = [sizes(build_probe(spec, seed=None))[0] for spec in found]
+        assert not short and sum(m < tiny.madds for m in madds) < 0.1 * len(found)
 
     def test_four_in_ten_stand_beside_a_load(self) -> None:
         loaded = [i for i in range(COUNT) if specs()[i].load]

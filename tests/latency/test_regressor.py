@@ -37,8 +37,8 @@ def sample(channels: int, side: int, visits: int = 6, factor: float = 1.0) -> Sa
 
 def predicted(regressor: FamilyRegressor, *kernels: Kernel) -> list[float]:
     found, covariance = regressor.predict(kernels, [CALM] * len(kernels))
-    assert covariance.shape == (len(kernels), len(kernels))
-    assert np.linalg.eigvalsh(covariance).min() > -1e-6
+    assert covariance.matrix.shape == (len(kernels), len(kernels))
+    assert np.linalg.eigvalsh(covariance.matrix).min() > -1e-6
     return [float(x) for x in found]
 
 
@@ -168,13 +168,13 @@ class TestOutside:
     def test_doubt_grows_outside(self, fitted: FamilyRegressor) -> None:
         kernels = [convolution(c, s) for c, s in ((48, 28), (256, 112), (2048, 448))]
         _, covariance = fitted.predict(kernels, [CALM] * 3)
-        assert list(np.diag(covariance)) == sorted(np.diag(covariance))
+        assert list(covariance.deviations) == sorted(covariance.deviations)
 
     def test_kernels_that_are_alike_err_alike(self, fitted: FamilyRegressor) -> None:
         kernels = [convolution(c, s) for c, s in ((200, 100), (200, 101), (9, 300))]
         _, covariance = fitted.predict(kernels, [CALM] * 3)
-        deviations = np.sqrt(np.diag(covariance))
-        correlation = covariance / np.outer(deviations, deviations)
+        deviations = covariance.deviations
+        correlation = covariance.matrix / np.outer(deviations, deviations)
         assert correlation[0, 1] > 0.9 > correlation[0, 2]
 
 

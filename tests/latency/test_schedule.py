@@ -73,14 +73,14 @@ Timed = Callable[..., DeviceCard]
 def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Timed:
     """Profiles by the clock above, with probes of one layer and without a fit."""
 
-    def tiny(rng: np.random.Generator, light: bool = False) -> ProbeSpec:
+    def small(rng: np.random.Generator, **_: bool) -> ProbeSpec:
         return ProbeSpec("image", 4, int(rng.integers(3, 500)), (LayerSpec("pointwise", 4),))
 
     def finish(writer: CardWriter, *_: object) -> None:
         writer.finish({}, {})
 
-    monkeypatch.setattr("latency.probes.sample_probe", tiny)
-    monkeypatch.setattr("latency.acquisition.sample_probe", tiny)
+    monkeypatch.setattr("latency.probes.sample_probe", small)
+    monkeypatch.setattr("latency.acquisition.sample_probe", small)
     monkeypatch.setattr(profile, "_finish", finish)
 
     def run(name: str, stop_at: int | None = None, **options) -> DeviceCard:

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
+from latency.onnx_node import Node
 from latency.probes import build_probe, sample_probe
-from latency.static import StaticGraph
+from latency.static import StaticGraph, _compute
 
 
 def by_onnx(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -72,3 +74,55 @@ def test_any_convolution(side, window, stride, dilation, pads, groups) -> None:
         return
     found = StaticGraph(model).shapes.get("y")
     assert found == (wanted if min(wanted) > 0 else found)
+
+
+FEW = np.arange(12, dtype=np.int64).reshape(3, 4)
+WHOLE = helper.make_tensor("v", TensorProto.INT64, [1], [7])
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "options"),
+    [
+        ("Slice", [FEW, [0], [2]], {}),
+        ("Slice", [FEW, [1, -3], [2**62, -1], [0, 1]], {}),
+        ("Slice", [FEW, [0], [4], [-1], [2]], {}),
+        ("Slice", [FEW, [-1], [-9], [0], [-1]], {}),
+        ("ConstantOfShape", [[2, 3]], {}),
+        ("ConstantOfShape", [[2, 3]], {"value": WHOLE}),
+        ("Expand", [FEW, [2, 1, 1]], {}),
+        ("Expand", [[[1], [2]], [2, 3]], {}),
+        ("Reshape", [FEW, [-1, 2]], {}),
+        ("Reshape", [FEW, [0, 2, 2]], {}),
+        ("Range", [np.int64(2), np.int64(9), np.int64(3)], {}),
+        ("Range", [np.float32(0), np.float32(1), np.float32(0.25)], {}),
+        ("Where", [FEW > 4, FEW, FEW * 10], {}),
+        ("Where", [FEW > 4, np.int64(1), FEW], {}),
+        ("Mod", [FEW - 6, [5]], {}),
+        ("Mod", [FEW, [-5]], {}),
+        ("Mod", [FEW - 6, [5]], {"fmod": 1}),
+        ("Div", [FEW, [5]], {}),
+        ("Div", [FEW - 6, [5]], {}),
+        ("Div", [FEW.astype(np.float32), np.float32(3)], {}),
+        ("ScatterND", [FEW, [[0], [2]], FEW[:2] * 7], {}),
+        ("ScatterND", [FEW, [[0, 1], [2, 3]], [5, 6]], {}),
+        ("ScatterND", [FEW, [[0], [0]], FEW[:2] * 7], {"reduction": "add"}),
+        ("Gather", [FEW, [2, 0]], {"axis": 1}),
+        ("Cast", [FEW], {"to": TensorProto.FLOAT}),
+        ("Unsqueeze", [FEW, [0, 3]], {}),
+        ("Concat", [FEW, FEW], {"axis": 1}),
+        ("Equal", [FEW, FEW.T.reshape(3, 4)], {}),
+    ],
+)
+def test_constants_are_those_of_the_reference(op: str, inputs: list, options: dict) -> None:
+    arrays = [np.asarray(x) for x in inputs]
+    names = [f"x{i}" for i in range(len(arrays))]
+    node = helper.make_node(op, names, ["y"], **options)
+    given = {name: array for name, array in zip(names, arrays, strict=True)}
+    (found,) = _compute(Node(node), given, {"": 17}) or (None,)
+    graph = helper.make_graph(
+        [node], "one", [onnx.ValueInfoProto(name=n) for n in names], [onnx.ValueInfoProto(name="y")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    (wanted,) = ReferenceEvaluator(model).run(None, given)
+    np.testing.assert_array_equal(found, wanted)
+    assert np.asarray(found).dtype == wanted.dtype
