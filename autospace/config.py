@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "RunConfig",
     "TargetConfig",
     "load_config",
+    "with_settings",
 ]
 
 
@@ -186,6 +187,32 @@ def load_config(path: Path) -> RunConfig:
     except AutospaceError as error:
         raise type(error)(f"{path}: {error}") from None
     return config
+
+
+def with_settings(options: Any, settings: Sequence[str]) -> Any:
+    """Options of a data class, changed by texts like ``momentum=0.7``.
+
+    Args:
+        options: a frozen data class.
+        settings: each a field, ``=`` and a value as TOML writes it; a word needs no quotes.
+
+    Raises:
+        UsageError: no ``=``, an unknown field (near ones are offered) or a value of the wrong type.
+    """
+    document: dict[str, Any] = {}
+    for text in settings:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise UsageError(f"{text!r}: must be NAME=VALUE, as in momentum=0.7")
+        try:
+            document[name] = tomllib.loads(f"value = {value}")["value"]
+        except (tomllib.TOMLDecodeError, KeyError):
+            document[name] = value
+    try:
+        changed = _section(type(options), document, "")
+    except InvalidInputError as error:
+        raise UsageError(str(error)) from None
+    return replace(options, **{name: getattr(changed, name) for name in document})
 
 
 def _section(kind: Any, document: Mapping[str, Any], name: str) -> Any:

@@ -12,14 +12,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Journal", "Progress", "SaveClock", "silent"]
+__all__ = ["Journal", "Progress", "SaveClock", "Watch", "silent", "unwatched"]
 
 Progress = Callable[[float, str], None]
 """Called with the fraction done (0 to 1) and a line to show."""
 
+Watch = Callable[[Mapping[str, Any]], None]
+"""Called with each line that goes into a log."""
+
 
 def silent(fraction: float, message: str) -> None:
     """A `Progress` that shows nothing."""
+
+
+def unwatched(line: Mapping[str, Any]) -> None:
+    """A `Watch` that looks away."""
 
 
 class SaveClock:

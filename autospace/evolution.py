@@ -35,7 +35,7 @@ from autospace.checkpoint import (
 from autospace.checks import check_rules, finite_loss
 from autospace.cost import Cost, Limit, check_reachable, format_cost, reference_cost
 from autospace.data import Data
-from autospace.events import Journal, Progress, SaveClock, silent
+from autospace.events import Journal, Progress, SaveClock, Watch, silent, unwatched
 from autospace.files import content_hash
 from autospace.genotype import EXPANSIONS, REFERENCE_CELLS, Cell, Mix
 from autospace.network import weight_decay_groups
@@ -227,6 +227,7 @@ class _Evolution:
     scale: float = 0.0
     generation: int = 0
     cells_tried: int = 0
+    last: Mapping[str, Any] = field(default_factory=dict)
     history: list[list[list[str]]] = field(default_factory=list)
     """The cells of the space after each of the last generations, by layer, the oldest first."""
 
@@ -271,7 +272,9 @@ class _Evolution:
             space = [[one.cell.hash for one in self._evolved(row)] for row in self.populations]
             self.history = [*self.history[-options.patience :], space]
         self.generation += 1
-        return self._log_line(losses, alpha_losses, expected)
+        line = self._log_line(losses, alpha_losses, expected)
+        self.last = line
+        return line
 
     def _sample(self, layer: int) -> list[Individual]:
         """K different cells: references, then tournament winners, every second of them mutated."""
@@ -460,6 +463,7 @@ class _Evolution:
             "scale": self.scale,
             "multipliers": self.multipliers,
             "history": self.history,
+            "last": dict(self.last),
             "costs": {metric: cost.snapshot() for metric, cost in self.costs.items()},
             "populations": [
                 [[one.cell.matrix(), one.fitness, one.trials] for one in row]
@@ -477,6 +481,7 @@ class _Evolution:
         self.scale = meta["scale"]
         self.multipliers = dict(meta["multipliers"])
         self.history = [[list(layer) for layer in space] for space in meta["history"]]
+        self.last = meta["last"]
         for metric, snapshot in meta["costs"].items():
             self.costs[metric].restore(snapshot)
         self.populations = [
@@ -510,6 +515,7 @@ def evolve_space(
     state: Path | None = None,
     log: Path | None = None,
     progress: Progress = silent,
+    watch: Watch = unwatched,
 ) -> SearchSpace:
     """Evolves the cells of a skeleton under limits.
 
@@ -525,6 +531,7 @@ def evolve_space(
         state: where the state is saved as it goes, and resumed from if it is there.
         log: the JSON-lines log.
         progress: is told after every generation.
+        watch: is given every new line of the log.
 
     Returns:
         The space: for each layer the fittest evolved cells and the reference family.
@@ -570,6 +577,7 @@ def evolve_space(
         while run.generation < options.generations and not run.converged:
             line = run.run_generation()
             journal.add(line)
+            watch(line)
             progress(run.generation / options.generations, _message(line, limits, options))
             if state is not None and clock.due():
                 run.save(state, digest, len(journal.lines))
@@ -578,7 +586,6 @@ def evolve_space(
             run.save(state, digest, len(journal.lines))
         raise
     minutes = (time.monotonic() - started_s) / 60
-    last = journal.lines[-1]
     if run.generation < options.generations:
         progress(1.0, f"converged after {run.generation} generations")
     return replace(
@@ -590,7 +597,7 @@ def evolve_space(
             "target": f"{target.name} at {target.resolution}×{target.resolution}",
             "options": asdict(options),
             "seed": seed.root,
-            "expected": last["expected"],
+            "expected": run.last["expected"],
             "generations": run.generation,
             "converged": run.converged,
             "cells_tried": run.cells_tried,
@@ -621,6 +628,8 @@ def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: Evolutio
     else:
         parts.append(f"loss {line['validation_loss']:.3f}")
         parts.append(f"fitness {line['best_fitness']:.2f}/{line['median_fitness']:.2f}")
+        parts.append(f"{line['reference_share']:.0%} led by references")
+        parts.append(f"{line['distinct_cells']} cells")
         for limit in limits:
             expected = format_cost(limit.metric, line["expected"][limit.metric])
             parts.append(f"E {expected} of {limit}")

@@ -21,7 +21,7 @@ from autospace.cost import (
     reference_cost,
 )
 from autospace.data import Data, load_data
-from autospace.events import Progress, silent
+from autospace.events import Progress, Watch, silent, unwatched
 from autospace.files import check_writable, write_json
 from autospace.operations import KernelReading
 from autospace.quantities import parse_count, parse_fraction, parse_latency_ms
@@ -358,6 +358,7 @@ def evolve(
     state: Path | None = None,
     log: Path | None = None,
     progress: Progress = silent,
+    watch: Watch = unwatched,
 ) -> SearchSpace:
     """Evolves a search space for limits.
 
@@ -374,6 +375,7 @@ def evolve(
         state: where the state is saved as it goes.
         log: the JSON-lines log.
         progress: is told as it goes.
+        watch: is given every new line of the log.
 
     Raises:
         UsageError: a malformed limit, or one below the smallest network.
@@ -399,6 +401,7 @@ def evolve(
         state=state,
         log=log,
         progress=progress,
+        watch=watch,
     )
 
 

@@ -32,6 +32,9 @@ def _outer_parts(skeleton: Skeleton) -> tuple[tuple[Node, ...], tuple[Node, ...]
     return tuple(before), tuple(after)
 
 
+_Origin = tuple[Any, ...]
+
+
 class _CellBank(nn.Module):
     """One block's weights for every operation on every edge, shared by all cells.
 
@@ -77,17 +80,13 @@ class _CellBank(nn.Module):
         Returns:
             Shape ``(batch, out_channels, h', w')``, with the outer shortcut where there is one.
         """
-        known: dict[tuple[Any, ...], Tensor] = {}
+        known: dict[_Origin, Tensor] = {}
         total: Tensor | None = None
         for cell, weight in zip(cells, weights, strict=True):
-            # A value is named by how it was computed, so equal parts of two cells meet.
-            names: dict[str, tuple[Any, ...]] = {INPUT: (INPUT,)}
             value = x
-            for node in self._nodes(cell):
-                name = (node.kind, node.key, *(names[source] for source in node.inputs))
-                names[node.name] = name
+            for node, name, sources in self._named(cell):
                 if name not in known:
-                    inputs = [known.get(names[source], x) for source in node.inputs]
+                    inputs = [known.get(source, x) for source in sources]
                     module = self.bank[node.key] if node.key in self.bank else None
                     known[name] = apply_node(node, module, inputs)
                 value = known[name]
@@ -95,6 +94,19 @@ class _CellBank(nn.Module):
             total = part if total is None else total + part
         assert total is not None
         return total + x if self.shape.has_shortcut else total
+
+    def madds(self, cells: Sequence[Cell]) -> int:
+        """Multiply-adds of one image through the stacked cells."""
+        named = {name: node for cell in cells for node, name, _ in self._named(cell)}
+        return sum(node.madds for node in named.values())
+
+    def _named(self, cell: Cell) -> Iterator[tuple[Node, _Origin, list[_Origin]]]:
+        """The cell's nodes, named by how they are computed, so that equal parts of two meet."""
+        names: dict[str, _Origin] = {INPUT: (INPUT,)}
+        for node in self._nodes(cell):
+            sources = [names[source] for source in node.inputs]
+            names[node.name] = (node.kind, node.key, *sources)
+            yield node, names[node.name], sources
 
 
 class EvolvingNet(nn.Module):
@@ -132,6 +144,21 @@ class EvolvingNet(nn.Module):
             layer = self.skeleton.layer_of(index)
             x = block(x, cells[layer], weights[layer])
         return self.after(x)  # type: ignore[no-any-return]
+
+    def madds(self, cells: Sequence[Sequence[Cell]]) -> int:
+        """Multiply-adds of one image through the stacked network, forward.
+
+        What the cells of a block have in common counts once, as it is computed once.
+
+        Args:
+            cells: K cells for each layer.
+        """
+        stacked = sum(
+            block.madds(cells[self.skeleton.layer_of(index)])
+            for index, block in enumerate(self.blocks)
+            if isinstance(block, _CellBank)
+        )
+        return stacked + sum(node.madds for node in (*self.before.nodes, *self.after.nodes))
 
 
 PathPair = tuple[int, int]

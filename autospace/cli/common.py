@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from autospace.cli.live import Figure
 
 __all__ = [
     "FILE",
@@ -81,22 +84,23 @@ class Session:
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[float, str], None]]:
         """A progress bar on a terminal, plain lines now and then elsewhere; on standard error."""
+        with self.screen(title) as (progress, _):
+            yield progress
+
+    @contextmanager
+    def screen(
+        self, title: str
+    ) -> Iterator[tuple[Callable[[float, str], None], Callable[[Sequence[Figure]], None]]]:
+        """As `progress`, and what shows figures with their course on a terminal's screen."""
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.live import Live
 
-            columns = (
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[message]}", markup=False),
-            )
-            with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
-                task = bar.add_task(title, total=1.0, message="")
-                yield lambda fraction, message: bar.update(
-                    task, completed=fraction, message=message
-                )
+            from autospace.cli.live import Screen
+
+            screen = Screen(title)
+            with Live(screen, console=Console(stderr=True), refresh_per_second=8):
+                yield screen.progress, screen.show
             return
         last_s = [-1e9]
 
@@ -106,7 +110,7 @@ class Session:
                 last_s[0] = now_s
                 self.note(f"{title}: {fraction:4.0%} {message}")
 
-        yield show
+        yield show, lambda figures: None
 
 
 def common_options(command: _Command) -> _Command:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,9 @@ from autospace.cli.common import (
     data_options,
     limit_options,
 )
+
+if TYPE_CHECKING:
+    from autospace.cli.live import Figure
 
 __all__ = ["command"]
 
@@ -44,6 +49,17 @@ __all__ = ["command"]
     help="How fused depthwise operations are built.",
 )
 @click.option(
+    "--option",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other open choice of the evolution, as in momentum=0.7 or settled=2 (never stop "
+    "early); can be repeated. The names are those of [evolve] in a configuration.",
+)
+@click.option(
+    "--log", type=OUTPUT, metavar="JSONL", help="The log; beside SPACE, as .jsonl, if not given."
+)
+@click.option(
     "-o", "--output", type=OUTPUT, default=Path("space.json"), show_default=True, metavar="SPACE"
 )
 @common_options
@@ -68,13 +84,16 @@ def command(
     steps: int,
     batch_size: int,
     kernel_reading: str,
+    settings: tuple[str, ...],
+    log: Path | None,
     output: Path,
 ) -> None:
     """Evolve a search space for a budget.
 
     Costs are counted at the target (skeleton, input size, device); fitness is learned on the data
     at hand, which may be a proxy. Both are named in the output. State is saved as it goes: after
-    an interruption the same command goes on.
+    an interruption the same command goes on. It stops before --generations when the space no
+    longer changes.
 
     \b
     Examples:
@@ -82,6 +101,7 @@ def command(
       autospace evolve --latency 5ms --device cpu.card --skeleton small --data fashion-mnist
     """
     from autospace import steps as step
+    from autospace.config import with_settings
     from autospace.data import check_data_name
     from autospace.evolution import EvolutionOptions
     from autospace.files import check_writable
@@ -96,7 +116,11 @@ def command(
     if not math.isfinite(width_mult):  # nan passes click's range
         raise UsageError(f"--width-mult {width_mult}: must be 0.05 to 20")
     check_writable(output)
-    options = EvolutionOptions(
+    log = log or output.with_suffix(".jsonl")
+    check_writable(log)
+    if log == output:
+        raise UsageError(f"{output}: both the space and its log; name the log with --log")
+    options: EvolutionOptions = EvolutionOptions(
         generations=generations,
         warmup=warmup,
         population=population,
@@ -105,6 +129,7 @@ def command(
         steps=steps,
         batch=batch_size,
     )
+    options = with_settings(options, settings)
     options.check()
     session.detail(f"options: {options}")
     opened = (
@@ -125,7 +150,8 @@ def command(
         + (" (a proxy: the target's own data is not at hand)" if proxy else "")
     )
     state = output.with_name(f"{output.name}.state")
-    with session.progress("evolving") as progress:
+    limits = {"madds": budget, "latency_ms": latency}
+    with session.screen("evolving") as (progress, show):
         space = step.evolve(
             budget=budget,
             latency=latency,
@@ -137,7 +163,9 @@ def command(
             seed=session.seed,
             reading=next(one for one in KERNEL_READINGS if one == kernel_reading),
             state=state,
+            log=log,
             progress=progress,
+            watch=lambda line: show(_figures(line, limits)),
         )
     space.save(output)
     state.unlink(missing_ok=True)
@@ -159,6 +187,39 @@ def command(
                     "more generations, or leave it to the search, which keeps the limit"
                 )
     session.say(f"  target: {space.provenance['target']}; learned on: {images.description}")
+    session.say(f"  log: {log}, a line a generation")
     best = [layer[0].label for layer in space.layers]
     session.table(("layer", "fittest cell"), list(enumerate(best)))
     session.result({"space": str(output), "hash": space.hash, **space.to_json()})
+
+
+def _figures(line: Mapping[str, Any], limits: Mapping[str, str | None]) -> list[Figure]:
+    """What a person follows, from a line of the log."""
+    from autospace.cli.live import Figure
+    from autospace.cost import format_cost
+
+    loss = line["validation_loss"]
+    figures = [Figure("training loss", f"{line['train_loss']:.3f}", line["train_loss"])]
+    if loss is None:
+        return figures
+    entropy = line["operation_entropy_bits"]
+    figures += [
+        Figure("held-out loss", f"{loss:.3f}", loss),
+        Figure("best fitness", f"{line['best_fitness']:.2f}", line["best_fitness"]),
+        Figure("median fitness", f"{line['median_fitness']:.2f}", line["median_fitness"]),
+        Figure(
+            "layers led by references", f"{line['reference_share']:.0%}", line["reference_share"]
+        ),
+        Figure("distinct cells", str(line["distinct_cells"]), line["distinct_cells"]),
+        Figure("entropy of operations", f"{entropy:.2f} bits", entropy),
+        Figure("cells tried", str(line["cells_tried"]), line["cells_tried"]),
+    ]
+    if line["unchanged"] is not None:
+        figures.append(Figure("space unchanged", f"{line['unchanged']:.0%}", line["unchanged"]))
+    for metric, cost in line["expected"].items():
+        text = f"{format_cost(metric, cost)} of {limits[metric]}"
+        figures.append(Figure(f"expected {_COSTS[metric]}", text, cost))
+    return figures
+
+
+_COSTS = {"madds": "multiply-adds", "latency_ms": "latency"}

@@ -94,7 +94,7 @@ def test_interrupted_anywhere_it_ends_in_the_same_space(data, tmp_path):
     class Stop(KeyboardInterrupt):
         pass
 
-    for stop_at in (1, 3):
+    for stop_at in (1, 3, OPTIONS.generations):
         state, log = tmp_path / f"{stop_at}.state", tmp_path / f"{stop_at}.jsonl"
 
         def stop(fraction, message, at=stop_at):
@@ -107,6 +107,7 @@ def test_interrupted_anywhere_it_ends_in_the_same_space(data, tmp_path):
         resumed = _evolve(data, state=state, log=log)
         assert (resumed, resumed.fitness) == (whole, whole.fitness)
         assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
+        assert _evolve(data, state=state).provenance["expected"] == whole.provenance["expected"]
 
 
 def test_a_tight_limit_pulls_the_expected_cost_down(data):

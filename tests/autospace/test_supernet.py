@@ -7,6 +7,7 @@ from autospace.evolution import random_cell
 from autospace.genotype import REFERENCE_CELLS, MBConv, Zero
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, Stage
+from autospace.space import Architecture
 from autospace.supernet import EvolvingNet, GatedNet
 
 SKELETON = Skeleton(
@@ -53,6 +54,25 @@ def test_every_valid_cell_finds_its_weights():
         cells = [[random_cell(random)] for _ in range(SKELETON.num_layers)]
         weights = torch.ones(SKELETON.num_layers, 1, dtype=torch.float64)
         assert net(_images(dtype=torch.float64), cells, weights).shape == (4, 4)
+
+
+def test_operations_of_a_stack_count_what_is_shared_once():
+    random = Seed(2).generator("cells")
+    net = _evolving()
+
+    def alone(cells):
+        blocks = [cells[SKELETON.layer_of(i)] for i in range(len(SKELETON.blocks))]
+        return Architecture(SKELETON, tuple(blocks)).madds
+
+    for _ in range(10):
+        first, second = (
+            [random_cell(random) for _ in range(SKELETON.num_layers)] for _ in range(2)
+        )
+        each = alone(first), alone(second)
+        assert net.madds([[cell] for cell in first]) == each[0]
+        assert net.madds([[cell, cell] for cell in first]) == each[0]
+        both = net.madds([list(pair) for pair in zip(first, second, strict=True)])
+        assert max(each) <= both <= sum(each)
 
 
 def test_alpha_receives_the_gradient_of_eq_4():
