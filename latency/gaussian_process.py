@@ -39,7 +39,7 @@ _TUNING_SAMPLES = 500
 """Samples in a subset on which lengths are found: the cost grows with their cube."""
 _TUNING_SUBSETS = 3
 """With one, networks of a card came out by 0.3 to 1.4 % too slow as a whole, depending on which
-samples it held; with three by 0.9 to 1.1 %."""
+samples it held; with three by 0.9 to 1.1 % (docs/adr/0013-kernels-in-context.md)."""
 _TUNING_STEPS = 30
 _INDUCING = 600
 _POOL = 6
