@@ -284,7 +284,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and reports; returns the exit code."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if min(given.rounds, given.generations, given.epochs) < 1:
+        parser.error("--rounds, --generations and --epochs must be at least 1")
 
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -298,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         found = measure(proxy, data, options, given.rounds, progress)
         result = compute(found, options, proxy.num_layers)
-        timed = replace(options, generations=given.generations + 1, warmup=1)
+        # It must not stop early: the count of its generations is what is timed.
+        timed = replace(options, generations=given.generations + 1, warmup=1, settled=2)
         moments: list[float] = []
         evolve(
             budget="90%", skeleton=skeleton, data=data, options=timed,
@@ -307,6 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AutospaceError as error:
         print(f"evolution_speed: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("evolution_speed: interrupted; nothing was written.", file=sys.stderr)
+        return 130
     # The first generation is the warm-up's, and lays out the memory.
     rate = 60 * options.sampled * proxy.num_layers * given.generations / (moments[-1] - moments[0])
     network_s = given.epochs * len(data.train) / options.batch * result["one_network_step_s"]

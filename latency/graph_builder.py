@@ -298,11 +298,7 @@ class GraphBuilder:
         y = self.conv(f"{name}/expand", y, channels)
         gate = "HardSigmoid" if kind == "hard" else "Sigmoid"
         y = self.node(gate, f"{name}/gate", [y], self.shapes[y])
-        return self.scaled_by(f"{name}/scale", x, y)
-
-    def scaled_by(self, name: str, x: str, gate: str) -> str:
-        """Product of a feature map with one factor for each channel, or for each pixel."""
-        return self.node("Mul", name, [x, gate], self.shapes[x])
+        return self.multiply(f"{name}/scale", x, y)
 
     def global_pool(self, name: str, x: str) -> str:
         """Mean over height and width."""
@@ -342,7 +338,7 @@ class GraphBuilder:
         return self.node("Add", name, [x, y], self.shapes[x])
 
     def multiply(self, name: str, x: str, y: str) -> str:
-        """Product of two tensors of one shape."""
+        """Product of two tensors of one shape, or with a factor for each channel or pixel."""
         return self.node("Mul", name, [x, y], self.shapes[x])
 
     def concat(self, name: str, parts: Sequence[str], axis: int = 1) -> str:

@@ -35,7 +35,7 @@ truth in `benchmarks.predictor_accuracy` disagree by 1 %, sums and wholes by 0.7
 _CARD_DEVIATION = 0.12
 """How far a card's predictions are off all together, times the root of how many networks it was
 checked with: fewer networks tell less about what all have in common, and those of one card do not
-show it. Mobile networks came out by -1.5, +0.9 and +1.2 % in three cards of 30 minutes, where it is
+show it. Mobile networks came out by -1.5, +1.1 and +1.2 % in three cards of 30 minutes, where it is
 0.6 %, and by up to 3.3 % in cards of 3, where it is 2 %."""
 _LEAST_GUESS = 0.1
 """Half-width with few networks, at least."""

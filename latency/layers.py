@@ -470,7 +470,7 @@ def _gate(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:
         else:
             z = b.global_pool(f"{name}.pool", source)
     gate = "HardSigmoid" if layer.variant >= 9 else "Sigmoid"
-    return b.scaled_by(name, y, b.node(gate, f"{name}.gate", [z], b.shapes[z]))
+    return b.multiply(name, y, b.node(gate, f"{name}.gate", [z], b.shapes[z]))
 
 
 def _enlarge(b: GraphBuilder, name: str, x: str, layer: LayerSpec) -> str:

@@ -118,7 +118,7 @@ def command(
     check_writable(output)
     log = log or output.with_suffix(".jsonl")
     check_writable(log)
-    if log == output:
+    if log.resolve() == output.resolve():
         raise UsageError(f"{output}: both the space and its log; name the log with --log")
     options: EvolutionOptions = EvolutionOptions(
         generations=generations,

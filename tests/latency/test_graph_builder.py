@@ -59,7 +59,7 @@ METHODS: dict[str, tuple[tuple[int, ...], Write]] = {
         )
         for kind in ("sigmoid", "hard", "silu")
     },
-    "scaled_by": (IMAGE, lambda g: g.scaled_by("a", "input", g.global_pool("p", "input"))),
+    "multiply channels": (IMAGE, lambda g: g.multiply("a", "input", g.global_pool("p", "input"))),
     "global_pool": (IMAGE, lambda g: g.global_pool("a", "input")),
     "max pool": (IMAGE, lambda g: g.pool("a", "input", 3, 2, mean=False)),
     "mean pool": (IMAGE, lambda g: g.pool("a", "input", 3, 1, mean=True)),
