@@ -5,11 +5,14 @@ and mutated; their weighted sum trained on the data (Eq. 3), α by gradient (Eq.
 written back (Eq. 5); a reference family in the population; a cost term in the fitness.
 
 This project's choices, where the paper's numbers are not public: softmax weights; half of the
-sampled cells are mutated, by one gene, and inherit their parent's fitness; α learns on the
-validation split by gradient steps normalised with one running scale for all α; fitness is a
-moving average; a cell dearer than twice the dearest reference is rejected; the least fit cell
-that is not a reference makes room. The cost enters as expectation over the softmax, with a
-multiplier that grows while a limit is exceeded and shrinks while it is kept.
+sampled cells are mutated, by one gene, and begin between their parent and the median; α learns on
+the validation split by natural gradient steps in units of one running scale for all α; a cell
+dearer than twice the dearest reference is rejected; the least fit cell that is not a reference
+makes room. A cell's *value* is the moving average of its α; its *fitness* is the value less the
+price of its cost, and the prices are the multipliers at which the expected network of the
+populations keeps every limit (`autospace.price`). What is known exactly is so not learned from
+noisy steps, and a price that was once too high leaves no trace. At the end the last populations
+sit an exam (`autospace.exam`), which decides their values.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,21 +40,34 @@ from autospace.checks import check_rules, finite_loss
 from autospace.cost import Cost, Limit, check_reachable, format_cost, reference_cost
 from autospace.data import Data
 from autospace.events import Journal, Progress, SaveClock, Watch, silent, unwatched
+from autospace.exam import examine
 from autospace.files import content_hash
 from autospace.genotype import EXPANSIONS, REFERENCE_CELLS, Cell, Mix
+from autospace.graph import block_function
 from autospace.network import weight_decay_groups
 from autospace.operations import SEARCH_OPERATIONS, KernelReading, Operation
+from autospace.price import expected_costs, fair_prices, fitness
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton
 from autospace.space import SearchSpace
 from autospace.supernet import EvolvingNet
 
-__all__ = ["EvolutionOptions", "Individual", "evolve_space", "mutated", "random_cell"]
+__all__ = [
+    "EvolutionOptions",
+    "Individual",
+    "evolve_space",
+    "layer_function",
+    "mutated",
+    "random_cell",
+]
 
 _FREE_EDGES = ((1, 0), (2, 0), (2, 1), (3, 1), (3, 2))
 _CHAIN = ((1, 0), (2, 1), (3, 2))
 _KIND = "autospace.evolution"
+LayerFunction = tuple[int, ...]
 _LEAST_RATE = 0.2
+_SPREAD = 3.0
+"""Standard deviation of the values after the exam: prices then trade off sharply."""
 
 
 @dataclass(frozen=True)
@@ -66,40 +83,52 @@ class EvolutionOptions:
             keep the features learning while everything around them changes.
         tournament: cells among which the fittest is taken.
         steps: weight steps in a generation, each followed by an α step after the warm-up.
+        single: share of the weight steps in which one cell of each stack computes alone, so that
+            cells learn to work without the others of their stack, as they will in a network.
         batch: images in a step.
         learning_rate: of the weights (SGD, Nesterov momentum 0.9, cosine to a fifth).
         weight_decay: of the weights.
         alpha_rate: size of an α step, relative to the running scale of its gradients.
-        momentum: of the fitness' moving average (Eq. 5): 0 overwrites.
-        constraint_rate: how fast the multiplier of a limit grows.
-        constraint_most: the multiplier at most: how much more the cost may count than the loss.
-        kept: evolved cells of each layer that enter the space, beside the references.
+        momentum: of the values' moving average (Eq. 5): 0 overwrites.
+        inherit: how far a mutant's first value is its parent's; at 0 it is the median of the
+            population, so that it has to earn its place.
+        settling: share of the generations, at the end, in which nothing mutates and every cell of
+            the populations is stacked equally often: the fittest are trained and judged alike.
+        exam: batches of held-out data by which the last populations are judged in networks of
+            single cells; 0 keeps the values that the evolution learned.
+        constraint: whether limits enter the fitness.
+        kept: cells of each layer that enter the space.
         patience: generations that the space is compared over, to tell whether it still changes.
-        settled: share of the space's evolved cells that were in it ``patience`` generations ago at
+        settled: share of the space's cells that were in it ``patience`` generations ago at
             which it has converged, and the evolution stops; above 1 it never does.
-        references: whether the reference family is in the populations; without it they begin with
-            random cells, there are no anchors, and as many more evolved cells are kept.
+        references: what becomes of the reference family. "stay": it never leaves the populations
+            and is in every layer of the space, beside ``kept`` - 3 others, as in the release;
+            "compete": it is in the space only where it is fit enough; "none": populations begin
+            with random cells, and there are no anchors.
         fitness: "gradient" learns α (Eq. 4); "random" draws it, to see what learning is worth.
     """
 
-    generations: int = 60
-    warmup: int = 20
-    population: int = 50
+    generations: int = 120
+    warmup: int = 40
+    population: int = 24
     sampled: int = 4
     anchors: int = 1
-    tournament: int = 5
+    tournament: int = 3
     steps: int = 4
+    single: float = 0.5
     batch: int = 64
     learning_rate: float = 0.1
     weight_decay: float = 4e-5
     alpha_rate: float = 0.05
     momentum: float = 0.5
-    constraint_rate: float = 0.2
-    constraint_most: float = 1.5
-    kept: int = 6
+    inherit: float = 0.5
+    settling: float = 0.3
+    exam: int = 40
+    constraint: bool = True
+    kept: int = 9
     patience: int = 20
     settled: float = 0.9
-    references: bool = True
+    references: Literal["stay", "compete", "none"] = "stay"
     fitness: Literal["gradient", "random"] = "gradient"
 
     def check(self) -> None:
@@ -125,13 +154,25 @@ class EvolutionOptions:
                     f"the sampled cells ({self.sampled}) and one more than the references",
                 ),
                 (self.steps >= 1, f"steps {self.steps}: at least 1"),
+                (0 <= self.single <= 1, f"single {self.single}: from 0 to 1"),
                 (self.batch >= 2, f"batch {self.batch}: at least 2"),
+                (0 <= self.inherit <= 1, f"inherit {self.inherit}: from 0 to 1"),
+                (0 <= self.settling < 1, f"settling {self.settling}: from 0 to below 1"),
+                (self.exam >= 0, f"exam {self.exam}: at least 0"),
                 (0 <= self.momentum < 1, f"momentum {self.momentum}: from 0 to below 1"),
                 (
                     0 < self.learning_rate < float("inf"),
                     f"learning_rate {self.learning_rate}: above 0 and finite",
                 ),
                 (self.kept >= 1, f"kept {self.kept}: at least 1"),
+                (
+                    self.references in ("stay", "compete", "none"),
+                    f"references {self.references!r}: stay, compete or none",
+                ),
+                (
+                    self.references != "stay" or self.kept > len(REFERENCE_CELLS),
+                    f"kept {self.kept}: above {len(REFERENCE_CELLS)}, where the references stay",
+                ),
                 (self.patience >= 1, f"patience {self.patience}: at least 1"),
                 (0 < self.settled <= 2, f"settled {self.settled}: above 0, at most 2"),
                 (
@@ -148,12 +189,12 @@ class Individual:
 
     Attributes:
         cell: the cell.
-        fitness: moving average of its α; a mutated cell begins with its parent's.
+        value: moving average of its α: what it is worth, whatever it costs.
         trials: generations in which it was stacked with α learning.
     """
 
     cell: Cell
-    fitness: float = 0.0
+    value: float = 0.0
     trials: int = 0
 
 
@@ -223,7 +264,7 @@ class _Evolution:
     optimizer: torch.optim.Optimizer
     populations: list[list[Individual]]
     ceilings: list[dict[str, float]] = field(default_factory=list)
-    multipliers: dict[str, float] = field(default_factory=dict)
+    prices: NDArray[np.float64] | None = None
     scale: float = 0.0
     generation: int = 0
     cells_tried: int = 0
@@ -239,27 +280,16 @@ class _Evolution:
         learning = generation >= options.warmup
         sampled = [self._sample(layer) for layer in range(self.target.num_layers)]
         cells = [[individual.cell for individual in row] for row in sampled]
-        for cost in self.costs.values():
-            cost.prepare(
-                (block, cell)
-                for layer, row in enumerate(cells)
-                for block in cost.blocks_of(layer)
-                for cell in row
-            )
-        tables: dict[str, Tensor] = {
-            limit.metric: torch.tensor(
-                [[self.costs[limit.metric].layer(i, c) for c in row] for i, row in enumerate(cells)]
-            )
-            for limit in self.limits
-        }
-        alpha = torch.tensor([[individual.fitness for individual in row] for row in sampled])
+        self._prepare(cells)
+        alpha = torch.tensor([[individual.value for individual in row] for row in sampled])
+        penalty = self._penalties(cells)
         losses: list[float] = []
         alpha_losses: list[float] = []
-        expected: dict[str, float] = {}
         for step in range(options.steps):
-            losses.append(self._weight_step(cells, alpha, generation * options.steps + step))
+            weights = torch.softmax(alpha - penalty, 1)
+            losses.append(self._weight_step(cells, weights, generation * options.steps + step))
             if learning:
-                loss, expected = self._alpha_step(cells, alpha, tables, generation, step)
+                loss = self._alpha_step(cells, alpha, penalty, generation, step)
                 alpha_losses.append(loss)
         if learning:
             if options.fitness == "random":
@@ -269,55 +299,135 @@ class _Evolution:
                 alpha = torch.from_numpy(drawn).float()
             self._write_back(sampled, alpha)
             self.cells_tried += sum(map(len, sampled))
-            space = [[one.cell.hash for one in self._evolved(row)] for row in self.populations]
+            space = [[one.cell.hash for one in self._kept(i)] for i in range(len(sampled))]
             self.history = [*self.history[-options.patience :], space]
         self.generation += 1
-        line = self._log_line(losses, alpha_losses, expected)
+        line = self._log_line(losses, alpha_losses)
         self.last = line
         return line
 
+    # -- cost and fitness -----------------------------------------------------------------------
+
+    def _prepare(self, cells: Sequence[Sequence[Cell]]) -> None:
+        """Announces cells, so that their latencies are worked out together."""
+        for cost in self.costs.values():
+            cost.prepare(
+                (block, cell.fused())
+                for layer, row in enumerate(cells)
+                for block in cost.blocks_of(layer)
+                for cell in row
+            )
+
+    def _shares(self, layer: int, cells: Sequence[Cell]) -> NDArray[np.float64]:
+        """Costs as shares of the limits, shape ``(limits, cells)``.
+
+        Cells cost what they will in a network: runs of depthwise convolutions fused.
+        """
+        return np.array(
+            [
+                [
+                    self.costs[limit.metric].layer(layer, cell.fused()) / limit.value
+                    for cell in cells
+                ]
+                for limit in self.limits
+            ]
+        ).reshape(len(self.limits), len(cells))
+
+    def _penalties(self, cells: Sequence[Sequence[Cell]]) -> Tensor:
+        """Price times cost, shape ``(layers, K)``."""
+        prices = self._prices()
+        rows = [prices @ self._shares(layer, row) for layer, row in enumerate(cells)]
+        return torch.from_numpy(np.stack(rows)).float()
+
+    def _prices(self) -> NDArray[np.float64]:
+        return np.zeros(len(self.limits)) if self.prices is None else self.prices
+
+    def _fitness(self, layer: int, row: Sequence[Individual]) -> list[float]:
+        """Value less the price of the cost, of some cells of a layer."""
+        values = np.array([one.value for one in row])
+        found = fitness(values, self._shares(layer, [one.cell for one in row]), self._prices())
+        return [float(x) for x in found]
+
+    def _ranked(self, layer: int, row: Sequence[Individual]) -> list[Individual]:
+        """Some cells of a layer, the fittest first."""
+        by_fitness = zip(self._fitness(layer, row), row, strict=True)
+        return [one for _, one in sorted(by_fitness, key=lambda p: (p[0], p[1].cell), reverse=True)]
+
+    def _expect(self) -> dict[str, float]:
+        """Sets the prices; returns what the expected network of the populations costs."""
+        self._prepare([[one.cell for one in row] for row in self.populations])
+        values = [np.array([one.value for one in row]) for row in self.populations]
+        shares = [
+            self._shares(layer, [one.cell for one in row])
+            for layer, row in enumerate(self.populations)
+        ]
+        fixed = np.array([self.costs[one.metric].fixed / one.value for one in self.limits])
+        # While all values are alike the cheapest cells would lead, and they alone would be trained.
+        if self.options.constraint and self.generation > self.options.warmup:
+            self.prices = fair_prices(values, shares, fixed, self._prices())
+        spent = expected_costs(values, shares, fixed, self._prices())
+        return {
+            limit.metric: float(share) * limit.value
+            for limit, share in zip(self.limits, spent, strict=True)
+        }
+
+    # -- sampling -------------------------------------------------------------------------------
+
     def _sample(self, layer: int) -> list[Individual]:
-        """K different cells: references, then tournament winners, every second of them mutated."""
+        """K different cells: references, then tournament winners, every second of them mutated.
+
+        While the population settles, those that were tried least instead.
+        """
         options = self.options
         random = self.seed.generator("sample", self.generation, layer)
         population = self.populations[layer]
         by_cell = {individual.cell: individual for individual in population}
         anchors = options.anchors if self.generation >= options.warmup else options.sampled // 2
         first = self.generation % len(REFERENCE_CELLS)
+        mutating = self.generation < options.generations * (1 - options.settling)
         chosen = [
             by_cell[REFERENCE_CELLS[(first + place) % len(REFERENCE_CELLS)]]
             for place in range(min(max(anchors, options.anchors), len(REFERENCE_CELLS)))
-            if options.references
+            if options.references != "none"
         ]
         while len(chosen) < options.sampled:
             taken = {individual.cell for individual in chosen}
             rest = [individual for individual in population if individual.cell not in taken]
+            if not mutating:
+                order = random.permutation(len(rest))
+                chosen.append(min((rest[int(i)] for i in order), key=lambda one: one.trials))
+                continue
             entrants = random.choice(len(rest), min(options.tournament, len(rest)), replace=False)
-            parent = max((rest[int(i)] for i in entrants), key=lambda one: one.fitness)
+            parent = self._ranked(layer, [rest[int(i)] for i in entrants])[0]
             child = None
             if len(chosen) % 2 == 1:
-                known = {individual.cell for individual in population} | taken
+                known = {self._function(layer, one.cell) for one in (*population, *chosen)}
                 child = self._child(parent, known, layer, random)
             chosen.append(child or parent)
         return chosen
 
     def _child(
-        self, parent: Individual, known: set[Cell], layer: int, random: np.random.Generator
+        self, parent: Individual, known: set[LayerFunction], layer: int, random: np.random.Generator
     ) -> Individual | None:
-        """A mutation that is new and not too dear; None when ten tries find none."""
+        """A mutation that computes something new, not too dear; None when ten tries find none."""
+        inherit = self.options.inherit
+        usual = float(np.median([one.value for one in self.populations[layer]]))
         for _ in range(10):
             cell = mutated(parent.cell, random)
-            if cell not in known and self._affordable(cell, layer):
-                return Individual(cell, parent.fitness)
+            if self._function(layer, cell) not in known and self._affordable(cell, layer):
+                return Individual(cell, inherit * parent.value + (1 - inherit) * usual)
         return None
+
+    def _function(self, layer: int, cell: Cell) -> LayerFunction:
+        return layer_function(self.target, layer, cell, self.reading)
 
     def _affordable(self, cell: Cell, layer: int) -> bool:
         # Multiply-adds stand in for latency here: a new cell is compiled only once it is stacked.
-        return self.costs["madds"].layer(layer, cell) <= self.ceilings[layer]["madds"]
+        return self.costs["madds"].layer(layer, cell.fused()) <= self.ceilings[layer]["madds"]
 
     # -- learning -----------------------------------------------------------------------------
 
-    def _weight_step(self, cells: list[list[Cell]], alpha: Tensor, step: int) -> float:
+    def _weight_step(self, cells: list[list[Cell]], weights: Tensor, step: int) -> float:
         images, labels = self.data.training_batch(
             self.data.train, self.options.batch, step, self.seed.child("train")
         )
@@ -328,8 +438,12 @@ class _Evolution:
             group["lr"] = share * self.options.learning_rate
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
+        random = self.seed.generator("single", step)
+        if random.random() < self.options.single:
+            cells = [[row[int(random.integers(len(row)))]] for row in cells]
+            weights = torch.ones(len(cells), 1)
         loss = functional.cross_entropy(
-            self.net(images, cells, torch.softmax(alpha, 1)), labels, label_smoothing=0.1
+            self.net(images, cells, weights), labels, label_smoothing=0.1
         )
         value = finite_loss(loss, f"evolve, weight step {step}")
         loss.backward()  # type: ignore[no-untyped-call]
@@ -340,77 +454,75 @@ class _Evolution:
         self,
         cells: list[list[Cell]],
         alpha: Tensor,
-        tables: Mapping[str, Tensor],
+        penalty: Tensor,
         generation: int,
         step: int,
-    ) -> tuple[float, dict[str, float]]:
-        """Eq. 4 with the cost term; changes ``alpha`` in place."""
+    ) -> float:
+        """Eq. 4; changes ``alpha`` in place."""
         place = (generation - self.options.warmup) * self.options.steps + step
         images, labels = self.data.training_batch(
             self.data.validation, self.options.batch, place, self.seed.child("alpha")
         )
-        free = alpha.clone().requires_grad_()
-        weights = torch.softmax(free, 1)
+        weights = torch.softmax(alpha - penalty, 1).requires_grad_()
         for parameter in self.net.parameters():
             parameter.requires_grad_(False)
         try:
             loss = functional.cross_entropy(self.net(images, cells, weights), labels)
             value = finite_loss(loss, f"evolve, α step {place}")
-            (gradient,) = torch.autograd.grad(loss, free, retain_graph=bool(tables))
+            (slope,) = torch.autograd.grad(loss, weights)
         finally:
             for parameter in self.net.parameters():
                 parameter.requires_grad_(True)
-        square = float(gradient.square().mean())
-        self.scale = square if place == 0 else 0.95 * self.scale + 0.05 * square
-        direction = gradient / (self.scale**0.5 + 1e-12)
-        expected: dict[str, float] = {}
-        for limit in self.limits:
-            table = tables[limit.metric]
-            cost = (weights * table).sum() + self.costs[limit.metric].fixed
-            (slope,) = torch.autograd.grad(cost / limit.value, free, retain_graph=True)
-            excess = cost.item() / limit.value - 1
-            multiplier = self.multipliers.get(limit.metric, 0.0)
-            multiplier += self.options.constraint_rate * min(max(excess, -0.5), 0.5)
-            multiplier = min(max(0.0, multiplier), self.options.constraint_most)
-            self.multipliers[limit.metric] = multiplier
-            # Both directions have a typical entry of 1, so that the multiplier is their ratio:
-            # unbounded, the cost decides alone and the least costly cells win untrained.
-            typical = float(slope.square().mean()) ** 0.5
-            direction = direction + multiplier * slope / (typical + 1e-12)
-            expected[limit.metric] = cost.item()
-        alpha -= self.options.alpha_rate * direction
-        alpha -= alpha.mean(1, keepdim=True) - free.detach().mean(1, keepdim=True)
-        return value, expected
+        alpha -= self.options.alpha_rate * self._natural(slope)
+        return value
+
+    def _natural(self, slope: Tensor) -> Tensor:
+        """The natural gradient with respect to α, in units of its own running scale.
+
+        With w a softmax it is ∂/∂w, up to a constant a layer: what a cell is judged by does not
+        depend on the weight that it has. The mean of each layer's step is 0.
+
+        Args:
+            slope: ∂/∂w of the loss, shape ``(layers, K)``.
+        """
+        step: Tensor = slope - slope.mean(1, keepdim=True)
+        square = float(step.square().mean())
+        self.scale = 0.95 * self.scale + 0.05 * square if self.scale else square
+        return step.div(self.scale**0.5 + 1e-12)
 
     def _write_back(self, sampled: list[list[Individual]], alpha: Tensor) -> None:
-        """Eq. 5: fitness as a moving average of α; new cells enter, the least fit leave."""
+        """Eq. 5: values as moving averages of α; new cells enter, the least fit leave."""
         momentum = self.options.momentum
         for layer, row in enumerate(sampled):
             population = {individual.cell: individual for individual in self.populations[layer]}
             for individual, value in zip(row, alpha[layer].tolist(), strict=True):
                 population[individual.cell] = Individual(
                     individual.cell,
-                    momentum * individual.fitness + (1 - momentum) * value,
+                    momentum * individual.value + (1 - momentum) * value,
                     individual.trials + 1,
                 )
-            members = sorted(population.values(), key=lambda one: one.fitness, reverse=True)
+            members = self._ranked(layer, list(population.values()))
             for individual in reversed(list(members)):
                 if len(members) <= self.options.population:
                     break
-                if not self.options.references or individual.cell not in REFERENCE_CELLS:
+                if self.options.references == "none" or individual.cell not in REFERENCE_CELLS:
                     members.remove(individual)
             self.populations[layer] = members
 
-    def _evolved(self, row: Sequence[Individual]) -> list[Individual]:
-        """The fittest cells of a population, those tried first; references count apart."""
-        tried = sorted(row, key=lambda one: (one.trials > 0, one.fitness, one.cell), reverse=True)
-        if not self.options.references:
-            return tried[: self.options.kept + len(REFERENCE_CELLS)]
-        return [one for one in tried if one.cell not in REFERENCE_CELLS][: self.options.kept]
+    def _kept(self, layer: int) -> list[Individual]:
+        """The cells of a population that enter the space: the fittest, those tried first."""
+        ranked = self._ranked(layer, self.populations[layer])
+        tried = sorted(ranked, key=lambda one: one.trials == 0)
+        if self.options.references != "stay":
+            return tried[: self.options.kept]
+        by_cell = {one.cell: one for one in ranked}
+        family = [by_cell[cell] for cell in REFERENCE_CELLS]
+        others = [one for one in tried if one not in family]
+        return others[: self.options.kept - len(family)] + family
 
     @property
     def unchanged(self) -> float | None:
-        """Share of the space's evolved cells that were in it ``patience`` generations ago."""
+        """Share of the space's cells that were in it ``patience`` generations ago."""
         if len(self.history) <= self.options.patience:
             return None
         then, now = self.history[0], self.history[-1]
@@ -423,29 +535,52 @@ class _Evolution:
         unchanged = self.unchanged
         return unchanged is not None and unchanged >= self.options.settled
 
+    def examine(self, progress: Progress) -> None:
+        """Replaces every value by what the exam says, in standard deviations of all effects."""
+        cells = [[one.cell for one in row] for row in self.populations]
+        effects = examine(
+            self.net, cells, self.data, batches=self.options.exam, batch=self.options.batch,
+            seed=self.seed, progress=lambda share: progress(1.0, f"exam, {share:.0%}"),
+        )  # fmt: skip
+        unit = float(np.std(np.concatenate(effects))) / _SPREAD + 1e-12
+        self.populations = [
+            [
+                replace(one, value=float(-effect) / unit, trials=max(one.trials, 1))
+                for one, effect in zip(row, own, strict=True)
+            ]
+            for row, own in zip(self.populations, effects, strict=True)
+        ]
+        self.last = {**self.last, "expected": self._expect()}
+
     # -- what a person and the report want to see ---------------------------------------------
 
-    def _log_line(
-        self, losses: list[float], alpha_losses: list[float], expected: Mapping[str, float]
-    ) -> dict[str, Any]:
+    def _log_line(self, losses: list[float], alpha_losses: list[float]) -> dict[str, Any]:
+        expected = self._expect()
         everyone = [individual for row in self.populations for individual in row]
-        fitness = [individual.fitness for individual in everyone]
+        every_fitness = [self._fitness(i, row) for i, row in enumerate(self.populations)]
+        flat = [value for row in every_fitness for value in row]
         operations = Counter(op.label for one in everyone for op in one.cell.edges)
         shares = np.array(list(operations.values())) / sum(operations.values())
-        tops = [max(row, key=lambda one: one.fitness).cell for row in self.populations]
+        tops = [
+            row[int(np.argmax(own))].cell
+            for row, own in zip(self.populations, every_fitness, strict=True)
+        ]
         return {
             "generation": self.generation,
             "train_loss": float(np.mean(losses)),
             "validation_loss": float(np.mean(alpha_losses)) if alpha_losses else None,
-            "best_fitness": max(fitness),
-            "median_fitness": float(np.median(fitness)),
+            "best_fitness": max(flat),
+            "median_fitness": float(np.median(flat)),
             "reference_share": sum(cell in REFERENCE_CELLS for cell in tops) / len(tops),
             "distinct_cells": len({individual.cell for individual in everyone}),
             "operation_entropy_bits": float(-(shares * np.log2(shares)).sum()),
             "cells_tried": self.cells_tried,
             "unchanged": self.unchanged,
-            "expected": dict(expected),
-            "multipliers": dict(self.multipliers),
+            "expected": expected,
+            "prices": {
+                limit.metric: float(price)
+                for limit, price in zip(self.limits, self._prices(), strict=True)
+            },
         }
 
     # -- state ---------------------------------------------------------------------------------
@@ -461,12 +596,12 @@ class _Evolution:
             "generation": self.generation,
             "cells_tried": self.cells_tried,
             "scale": self.scale,
-            "multipliers": self.multipliers,
+            "prices": self._prices().tolist(),
             "history": self.history,
             "last": dict(self.last),
             "costs": {metric: cost.snapshot() for metric, cost in self.costs.items()},
             "populations": [
-                [[one.cell.matrix(), one.fitness, one.trials] for one in row]
+                [[one.cell.matrix(), one.value, one.trials] for one in row]
                 for row in self.populations
             ],
         }
@@ -479,27 +614,28 @@ class _Evolution:
         self.generation = meta["generation"]
         self.cells_tried = meta["cells_tried"]
         self.scale = meta["scale"]
-        self.multipliers = dict(meta["multipliers"])
+        self.prices = np.array(meta["prices"], dtype=np.float64)
         self.history = [[list(layer) for layer in space] for space in meta["history"]]
         self.last = meta["last"]
         for metric, snapshot in meta["costs"].items():
             self.costs[metric].restore(snapshot)
         self.populations = [
-            [Individual(Cell.from_matrix(matrix), fit, trials) for matrix, fit, trials in row]
+            [Individual(Cell.from_matrix(matrix), value, trials) for matrix, value, trials in row]
             for row in meta["populations"]
         ]
 
     def space(self) -> SearchSpace:
-        """The fittest evolved cells that were tried, and the references."""
-        layers, fitness = [], []
-        for row in self.populations:
-            kept = self._evolved(row)
-            if self.options.references:
-                by_cell = {one.cell: one for one in row}
-                kept += [by_cell[cell] for cell in REFERENCE_CELLS]
-            layers.append(tuple(one.cell for one in kept))
-            fitness.append(tuple(round(one.fitness, 6) for one in kept))
-        return SearchSpace(self.target, tuple(layers), tuple(fitness), self.reading)
+        """The cells that are kept, the fittest first."""
+        kept = [self._kept(layer) for layer in range(len(self.populations))]
+        return SearchSpace(
+            self.target,
+            tuple(tuple(one.cell for one in row) for row in kept),
+            tuple(
+                tuple(round(x, 6) for x in self._fitness(layer, row))
+                for layer, row in enumerate(kept)
+            ),
+            self.reading,
+        )
 
 
 def evolve_space(
@@ -555,12 +691,15 @@ def evolve_space(
         nesterov=True,
     )
     ceilings = [
-        {"madds": 2 * max(costs["madds"].layer(layer, cell) for cell in REFERENCE_CELLS)}
+        {"madds": 2 * max(costs["madds"].layer(layer, cell.fused()) for cell in REFERENCE_CELLS)}
         for layer in range(target.num_layers)
     ]
     run = _Evolution(
         options, target, data, costs, limits, seed, reading, net, optimizer,
-        populations=[_first_population(options, seed, layer) for layer in range(target.num_layers)],
+        populations=[
+            _first_population(options, seed, layer, target, reading)
+            for layer in range(target.num_layers)
+        ],
         ceilings=ceilings,
     )  # fmt: skip
     digest = content_hash(
@@ -585,6 +724,11 @@ def evolve_space(
         if state is not None:
             run.save(state, digest, len(journal.lines))
         raise
+    if state is not None:
+        run.save(state, digest, len(journal.lines))
+    # The state stays that of before the exam: interrupted in it, it is sat again, alike.
+    if options.exam and options.fitness == "gradient":
+        run.examine(progress)
     minutes = (time.monotonic() - started_s) / 60
     if run.generation < options.generations:
         progress(1.0, f"converged after {run.generation} generations")
@@ -606,18 +750,32 @@ def evolve_space(
     )
 
 
-def _first_population(options: EvolutionOptions, seed: Seed, layer: int) -> list[Individual]:
+def layer_function(
+    skeleton: Skeleton, layer: int, cell: Cell, reading: KernelReading
+) -> LayerFunction:
+    """What a cell, fused, computes in each block of a layer; two that agree are one candidate."""
+    return tuple(
+        block_function(cell.fused(), shape, reading)
+        for index, shape in enumerate(skeleton.blocks)
+        if skeleton.layer_of(index) == layer
+    )
+
+
+def _first_population(
+    options: EvolutionOptions, seed: Seed, layer: int, target: Skeleton, reading: KernelReading
+) -> list[Individual]:
     """The references, then their mutations of growing distance; without them, random cells."""
     random = seed.generator("population", layer)
-    if not options.references:
-        drawn: dict[Cell, None] = {}
-        while len(drawn) < options.population:
-            drawn.setdefault(random_cell(random))
-        return [Individual(cell) for cell in drawn]
-    cells = dict.fromkeys(REFERENCE_CELLS)
+    alone = options.references == "none"
+    cells = [random_cell(random)] if alone else list(REFERENCE_CELLS)
+    known = {layer_function(target, layer, cell, reading) for cell in cells}
     while len(cells) < options.population:
-        members = list(cells)
-        cells.setdefault(mutated(members[int(random.integers(len(members)))], random))
+        parent = cells[int(random.integers(len(cells)))]
+        cell = random_cell(random) if alone else mutated(parent, random)
+        function = layer_function(target, layer, cell, reading)
+        if function not in known:
+            known.add(function)
+            cells.append(cell)
     return [Individual(cell) for cell in cells]
 
 

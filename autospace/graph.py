@@ -10,8 +10,9 @@ and the classifier's bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from autospace.genotype import Block, Cell, MBConv, Mix, Zero
@@ -19,7 +20,16 @@ from autospace.operations import KernelReading, Operation, depthwise_kernel
 from autospace.skeleton import BlockShape, Skeleton
 from devices.errors import InvalidInputError
 
-__all__ = ["INPUT", "Node", "NodeKind", "Shape", "block_nodes", "network_nodes"]
+__all__ = [
+    "INPUT",
+    "Node",
+    "NodeKind",
+    "Shape",
+    "block_function",
+    "block_nodes",
+    "distinct_blocks",
+    "network_nodes",
+]
 
 NodeKind = Literal["conv", "average_pool", "add", "gate", "global_pool", "linear"]
 Shape = tuple[int, int, int]
@@ -261,6 +271,47 @@ def block_nodes(
     else:
         builder.mbconv(block)
     return tuple(builder.nodes)
+
+
+@lru_cache(1 << 16)
+def block_function(block: Block, shape: BlockShape, reading: KernelReading = "kernel") -> int:
+    """What a block computes, up to its weights: equal in one process where two compute the same.
+
+    A depthwise 3×3 on the first edge of a chain and one on its last are two genes and, at stride
+    1, one function.
+
+    Args:
+        block: what the block holds.
+        shape: where it stands.
+        reading: how the fused depthwise operations are built.
+    """
+    values, value = {INPUT: 0}, 0
+    for node in block_nodes(block, shape, reading=reading):
+        inputs = [values[name] for name in node.inputs]
+        if node.kind == "add":
+            inputs.sort()
+        value = hash((
+            node.kind, node.kernel, node.stride, node.dilation, node.groups, node.relu6,
+            node.shape, *inputs,
+        ))  # fmt: skip
+        values[node.name] = value
+    return value
+
+
+def distinct_blocks(
+    blocks: Iterable[Block], shape: BlockShape, reading: KernelReading = "kernel"
+) -> tuple[Block, ...]:
+    """The blocks without those that compute what an earlier one does, in their order.
+
+    Args:
+        blocks: what a block may hold.
+        shape: where it stands.
+        reading: how the fused depthwise operations are built.
+    """
+    known: dict[int, Block] = {}
+    for block in blocks:
+        known.setdefault(block_function(block, shape, reading), block)
+    return tuple(known.values())
 
 
 def network_nodes(

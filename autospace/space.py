@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from autospace.files import content_hash, read_document, write_json
-from autospace.genotype import REFERENCE_CELLS, Block, Cell, MBConv, Zero, block_from_json
-from autospace.graph import Node, network_nodes
+from autospace.genotype import Block, Cell, MBConv, Zero, block_from_json
+from autospace.graph import Node, distinct_blocks, network_nodes
 from autospace.operations import KERNEL_READINGS, KernelReading
 from autospace.skeleton import SKELETONS, Skeleton
 from devices.errors import InvalidInputError
@@ -171,16 +171,14 @@ class SearchSpace:
     def candidates(self, block: int) -> tuple[Block, ...]:
         """What a block (counted from 0) can hold: cells, the plain MBConv, and a skip.
 
-        The plain block is left out where one of the cells is the same function, and the skip
-        stands only where the block has an outer shortcut. The released networks hold exactly
-        these kinds.
+        Runs of depthwise convolutions in the cells are fused, as in every network that was
+        released; the skip stands only where the block has an outer shortcut. What computes the
+        same as an earlier candidate is left out.
         """
         shape = self.skeleton.blocks[block]
-        cells: tuple[Block, ...] = self.layers[self.skeleton.layer_of(block)]
-        # At stride 2 the reference cell pools after its depthwise convolution, MBConv does not.
-        twin = shape.stride == 1 and REFERENCE_CELLS[2] in cells
-        plain: tuple[Block, ...] = () if twin else (PLAIN_BLOCK,)
-        return (*cells, *plain, *((Zero(),) if shape.has_shortcut else ()))
+        cells = (cell.fused() for cell in self.layers[self.skeleton.layer_of(block)])
+        skip = (Zero(),) if shape.has_shortcut else ()
+        return distinct_blocks((*cells, PLAIN_BLOCK, *skip), shape, self.kernel_reading)
 
     @property
     def hash(self) -> str:

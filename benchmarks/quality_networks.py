@@ -82,7 +82,7 @@ class BandNetwork:
 
 def reference_network(space: CandidateSpace) -> Architecture:
     """The network that latencies are shares of: MBConv6 with 5×5 windows in every block."""
-    return Architecture(space.skeleton, (REFERENCE_CELLS[1],) * len(space.skeleton.blocks))
+    return Architecture(space.skeleton, (REFERENCE_CELLS[1].fused(),) * len(space.skeleton.blocks))
 
 
 def draw_band(

@@ -10,29 +10,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autospace.data import Data
-from autospace.evolution import EvolutionOptions, random_cell
-from autospace.genotype import REFERENCE_CELLS, Block, Cell, MBConv, Zero
+from autospace.evolution import EvolutionOptions, LayerFunction, layer_function, random_cell
+from autospace.genotype import Block, Cell, MBConv, Zero
+from autospace.graph import distinct_blocks
 from autospace.operations import KernelReading
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton
 from autospace.space import SearchSpace
-from autospace.steps import Device, evolve
 
 __all__ = [
     "ABLATIONS",
     "SPACES",
     "CandidateSpace",
     "candidate_space",
-    "evolved",
     "released_space",
 ]
 
 ABLATIONS: Mapping[str, Callable[[EvolutionOptions], EvolutionOptions]] = {
-    "no reference": lambda options: replace(options, references=False),
+    "no reference": lambda options: replace(options, references="none"),
     "random fitness": lambda options: replace(options, fitness="random"),
-    "no constraint": lambda options: replace(options, constraint_rate=0.0),
+    "no constraint": lambda options: replace(options, constraint=False),
     "overwrite": lambda options: replace(options, momentum=0.0),
+    "no exam": lambda options: replace(options, exam=0),
+    "references compete": lambda options: replace(options, references="compete"),
+    "always stacked": lambda options: replace(options, single=0.0),
 }
 """What is changed in the evolution, one thing at a time."""
 
@@ -69,12 +70,7 @@ class CandidateSpace:
 
 
 def candidate_space(
-    name: str,
-    seed: int,
-    skeleton: Skeleton,
-    folder: Path,
-    make: Callable[[str, int, Path], SearchSpace],
-    released: SearchSpace | None = None,
+    name: str, seed: int, skeleton: Skeleton, path: Path, released: SearchSpace | None = None
 ) -> CandidateSpace:
     """One of the spaces.
 
@@ -82,12 +78,12 @@ def candidate_space(
         name: one of `SPACES`.
         seed: of what is random in it.
         skeleton: of its networks.
-        folder: where evolved spaces are kept, and found again.
-        make: evolves a space that is not there yet, by name and seed, with its state at a path.
+        path: the file of an evolved space; random cells are kept there, and found again.
         released: the released space, for "released".
 
     Raises:
         ValueError: "released" without the released space.
+        InvalidInputError: an evolved space that is not there.
     """
     if name == "MBConv":
         grid = tuple(MBConv(window, ratio) for window in _WINDOWS for ratio in _EXPANSIONS)
@@ -96,13 +92,8 @@ def candidate_space(
         if released is None:
             raise ValueError("the released space is not here")
         return _of_space(name, 0, released_space(released, skeleton))
-    path = folder / f"{name.replace(' ', '-')}-{seed}.json"
-    if not path.is_file():
-        if name == "random cells":
-            space = _random_space(skeleton, Seed(seed).child("random cells"))
-        else:
-            space = make(name, seed, path.with_suffix(".state"))
-        space.save(path)
+    if name == "random cells" and not path.is_file():
+        _random_space(skeleton, Seed(seed).child("random cells")).save(path)
     return _of_space(name, seed, SearchSpace.load(path))
 
 
@@ -113,43 +104,26 @@ def released_space(released: SearchSpace, skeleton: Skeleton) -> SearchSpace:
     return SearchSpace(skeleton, layers, kernel_reading=released.kernel_reading)
 
 
-def evolved(
-    skeleton: Skeleton,
-    data: Data,
-    device: Device,
-    latency: str,
-    options: EvolutionOptions,
-    progress: Callable[[float, str], None],
-) -> Callable[[str, int, Path], SearchSpace]:
-    """What evolves a space for `candidate_space`, with or without an ablation."""
-
-    def make(name: str, seed: int, state: Path) -> SearchSpace:
-        changed = ABLATIONS[name](options) if name in ABLATIONS else options
-        return evolve(
-            latency=latency, device=device, skeleton=skeleton, data=data, options=changed,
-            seed=seed, state=state, log=state.with_suffix(".jsonl"),
-            progress=lambda share, text: progress(share, f"{name} {seed}: {text}"),
-        )  # fmt: skip
-
-    return make
-
-
 def _random_space(skeleton: Skeleton, seed: Seed) -> SearchSpace:
     """As many random cells a layer as an evolved space has cells."""
-    count = EvolutionOptions().kept + len(REFERENCE_CELLS)
+    count = EvolutionOptions().kept
     layers = []
     for layer in range(skeleton.num_layers):
         random = seed.generator("cells", layer)
-        cells: dict[Cell, None] = {}
+        cells: dict[LayerFunction, Cell] = {}
         while len(cells) < count:
-            cells.setdefault(random_cell(random))
-        layers.append(tuple(cells))
+            cell = random_cell(random)
+            cells.setdefault(layer_function(skeleton, layer, cell, "kernel"), cell)
+        layers.append(tuple(cells.values()))
     return SearchSpace(skeleton, tuple(layers))
 
 
 def _of_space(name: str, seed: int, space: SearchSpace) -> CandidateSpace:
     skeleton = space.skeleton
-    cells = [space.layers[skeleton.layer_of(i)] for i in range(len(skeleton.blocks))]
+    cells = [
+        [cell.fused() for cell in space.layers[skeleton.layer_of(i)]]
+        for i in range(len(skeleton.blocks))
+    ]
     return _spread(name, seed, skeleton, cells, space.kernel_reading)
 
 
@@ -161,7 +135,7 @@ def _spread(
     reading: KernelReading,
 ) -> CandidateSpace:
     blocks = tuple(
-        (*own, *((Zero(),) if shape.has_shortcut else ()))
+        distinct_blocks((*own, *((Zero(),) if shape.has_shortcut else ())), shape, reading)
         for own, shape in zip(cells, skeleton.blocks, strict=True)
     )
     return CandidateSpace(name, seed, skeleton, blocks, reading)

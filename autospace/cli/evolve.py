@@ -35,10 +35,10 @@ __all__ = ["command"]
 @click.option("--width-mult", type=click.FloatRange(0.05, 20), default=1.0, show_default=True)
 @data_options
 @click.option("--generations", type=int, default=120, show_default=True)
-@click.option("--warmup", type=int, default=30, show_default=True, help="Generations before α.")
-@click.option("--population", type=int, default=50, show_default=True, help="Cells a layer.")
+@click.option("--warmup", type=int, default=40, show_default=True, help="Generations before α.")
+@click.option("--population", type=int, default=24, show_default=True, help="Cells a layer.")
 @click.option("--sampled", type=int, default=4, show_default=True, help="Cells stacked (K).")
-@click.option("--tournament", type=int, default=5, show_default=True)
+@click.option("--tournament", type=int, default=3, show_default=True)
 @click.option("--steps", type=int, default=4, show_default=True, help="Steps a generation.")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Of a step.")
 @click.option(
@@ -219,6 +219,8 @@ def _figures(line: Mapping[str, Any], limits: Mapping[str, str | None]) -> list[
     for metric, cost in line["expected"].items():
         text = f"{format_cost(metric, cost)} of {limits[metric]}"
         figures.append(Figure(f"expected {_COSTS[metric]}", text, cost))
+        price = line["prices"][metric]
+        figures.append(Figure(f"price of {_COSTS[metric]}", f"{price:.2f}", price))
     return figures
 
 

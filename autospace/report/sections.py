@@ -559,6 +559,10 @@ def _evolution(run: RunFolder) -> Section:
                {"best": ("best_fitness",), "median": ("median_fitness",)},
                "fitness", "Best and median fitness over all populations."),
         *_cost_plots(run, "evolve", log, x),
+        *_plot("evolve-price", log, x,
+               {_METRICS.get(metric, metric): ("prices", metric)
+                for metric in _metrics(log, "prices")},
+               "price", "Price of each limit: how much fitness a cell that takes all of it loses."),
         *_plot("evolve-reference", log, x, {"reference share": ("reference_share",)},
                "share of layers", "Share of layers whose fittest cell is a reference cell.",
                percent=True),

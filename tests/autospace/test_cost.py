@@ -136,7 +136,7 @@ def test_words() -> None:
         "value": 5.0,
         "text": "5ms",
     }
-    plain = Architecture(TINY, (REFERENCE_CELLS[1],) * 6)
+    plain = Architecture(TINY, (REFERENCE_CELLS[1].fused(),) * 6)
     assert reference_cost(MaddsCost(TINY)) == plain.madds
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from autospace.evolution import (
     EvolutionOptions,
     _first_population,
     evolve_space,
+    layer_function,
     mutated,
     random_cell,
 )
@@ -22,7 +24,7 @@ from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS
 from devices.errors import UsageError
 
-OPTIONS = EvolutionOptions(generations=4, warmup=2, population=8, steps=1, batch=16)
+OPTIONS = EvolutionOptions(generations=4, warmup=2, population=8, steps=1, batch=16, exam=1)
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +66,30 @@ def test_mutations_reach_every_gene():
 
 
 def test_the_first_population_is_distinct_and_begins_with_the_references():
-    population = _first_population(EvolutionOptions(population=30), Seed(0), 0)
+    tiny = SKELETONS["tiny"]
+    population = _first_population(EvolutionOptions(population=30), Seed(0), 0, tiny, "kernel")
     cells = [one.cell for one in population]
     assert tuple(cells[:3]) == REFERENCE_CELLS
-    assert len(set(cells)) == 30
+    assert len({layer_function(tiny, 0, cell, "kernel") for cell in cells}) == 30
 
 
-def test_a_space_holds_evolved_cells_and_every_reference(data):
-    space = _evolve(data)
+def test_references_stay_in_the_space_where_that_is_asked_for(data):
+    space = _evolve(data, options=replace(OPTIONS, references="stay"))
     assert len(space.layers) == SKELETONS["tiny"].num_layers
     for layer, fitness in zip(space.layers, space.fitness, strict=True):
         assert layer[-3:] == REFERENCE_CELLS
         assert len(set(layer)) == len(layer) > 3
         evolved = fitness[:-3]
-        assert len(evolved) <= 6
+        assert len(evolved) <= 6 and list(evolved) == sorted(evolved, reverse=True)
     assert space.provenance["cells_tried"] == 2 * 3 * 4
     assert "digits" in space.provenance["data"]
+
+
+def test_references_compete_with_the_others(data):
+    space = _evolve(data, options=replace(OPTIONS, kept=4, references="compete"))
+    for layer, fitness in zip(space.layers, space.fitness, strict=True):
+        assert len(layer) == 4 and list(fitness) == sorted(fitness, reverse=True)
+    assert any(cell not in REFERENCE_CELLS for layer in space.layers for cell in layer)
 
 
 def test_same_seed_same_space_and_another_seed_another(data):
@@ -112,24 +122,88 @@ def test_interrupted_anywhere_it_ends_in_the_same_space(data, tmp_path):
 
 def test_a_tight_limit_pulls_the_expected_cost_down(data):
     options = EvolutionOptions(
-        generations=14, warmup=1, population=12, steps=2, batch=16, alpha_rate=0.3
-    )
+        generations=14, warmup=1, population=12, steps=2, batch=16, alpha_rate=0.3, exam=1,
+    )  # fmt: skip
     cost = MaddsCost(SKELETONS["tiny"])
     loose = _evolve(data, limit=100e6, options=options)
     tight = _evolve(data, limit=0.25 * reference_cost(cost), options=options)
     expected = [space.provenance["expected"]["madds"] for space in (loose, tight)]
+    assert expected[1] <= 0.25 * reference_cost(cost) * (1 + 1e-3)
     assert expected[1] < 0.8 * expected[0]
+    free = _evolve(
+        data, limit=0.25 * reference_cost(cost), options=replace(options, constraint=False)
+    )
+    assert free.layers == loose.layers
 
 
 def test_without_references_populations_are_random_and_keep_as_many_cells(data):
-    options = replace(OPTIONS, references=False, population=30)
-    first = [one.cell for one in _first_population(options, Seed(0), 0)]
+    options = replace(OPTIONS, references="none", population=30)
+    tiny = SKELETONS["tiny"]
+    first = [one.cell for one in _first_population(options, Seed(0), 0, tiny, "kernel")]
     assert len(set(first)) == 30 and not set(first) & set(REFERENCE_CELLS)
-    space = _evolve(data, options=replace(OPTIONS, references=False))
+    space = _evolve(data, options=replace(OPTIONS, references="none"))
     assert not any(set(layer) & set(REFERENCE_CELLS) for layer in space.layers)
     assert [len(layer) for layer in space.layers] == [OPTIONS.population] * len(space.layers)
     few = _evolve(data, options=replace(options, kept=2))
-    assert [len(layer) for layer in few.layers] == [5] * len(few.layers)
+    assert [len(layer) for layer in few.layers] == [2] * len(few.layers)
+
+
+def test_cells_that_compute_the_same_are_one_candidate():
+    """Two genes that make one function at stride 1 differ where the stride is inside the cell."""
+    first = REFERENCE_CELLS[2]
+    last = first.with_edge((1, 0), Operation.IDENTITY).with_edge((3, 2), Operation.DEPTHWISE)
+    tiny = SKELETONS["tiny"]
+    assert [shape.stride for shape in tiny.blocks] == [2, 1, 2, 1, 1, 1]
+    for layer, same in ((0, False), (2, True)):
+        functions = {layer_function(tiny, layer, cell, "kernel") for cell in (first, last)}
+        assert (len(functions) == 1) == same
+
+
+def test_populations_hold_no_function_twice(data, tmp_path):
+    options = replace(OPTIONS, generations=12, population=12, kept=9, settling=0.0)
+    space = _evolve(data, options=options)
+    for layer, cells in enumerate(space.layers):
+        functions = {layer_function(space.skeleton, layer, cell, "kernel") for cell in cells}
+        assert len(functions) == len(cells)
+
+
+def test_nothing_mutates_at_the_end(data):
+    """The populations of the last generations hold no cell that was not there before."""
+    distinct = []
+    options = replace(OPTIONS, generations=10, settling=0.5, settled=2.0, population=40)
+    _evolve(data, options=options, watch=lambda line: distinct.append(line["distinct_cells"]))
+    assert len(set(distinct)) > 1
+    assert len(set(distinct[4:])) == 1
+
+
+def test_mutants_begin_between_their_parent_and_the_median(data):
+    from autospace.evolution import Individual, _Evolution
+
+    skeleton, costs = SKELETONS["tiny"], {"madds": MaddsCost(SKELETONS["tiny"])}
+    first = _first_population(OPTIONS, Seed(0), 0, skeleton, "kernel")
+    population = [Individual(one.cell, float(i)) for i, one in enumerate(first)]
+    for inherit, value in ((1.0, 7.0), (0.0, 3.5), (0.5, 5.25)):
+        run = _Evolution(
+            replace(OPTIONS, inherit=inherit), skeleton, data, costs, [], Seed(0), "kernel",
+            None, None, [population], ceilings=[{"madds": float("inf")}],
+        )  # fmt: skip
+        child = run._child(population[-1], set(), 0, np.random.default_rng(0))
+        assert child.value == value and child.trials == 0
+
+
+def test_steps_of_alpha_have_one_unit():
+    from autospace.evolution import _Evolution
+
+    slope = torch.tensor([[1.0, 2.0, 4.0, 5.0], [1.0, 1.0, 1.0, 1.0]])
+    for unit in (1.0, 1e6):
+        run = _Evolution(
+            OPTIONS, SKELETONS["tiny"], None, {}, [], Seed(0), "kernel", None, None, []
+        )
+        step = run._natural(unit * slope)
+        assert torch.allclose(step.sum(1), torch.zeros(2), atol=1e-6)
+        assert step.square().mean() == pytest.approx(1.0)
+        assert torch.allclose(step[0] / step[0, 3], torch.tensor([-1.0, -0.5, 0.5, 1.0]))
+        assert not step[1].any()
 
 
 def test_random_fitness_does_not_learn(data):
@@ -159,7 +233,13 @@ def test_a_limit_below_the_smallest_network_names_it(data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"population": 4}, "population 4"),
+        ({"population": 3}, "population 3"),
+        ({"single": 1.5}, "single 1.5"),
+        ({"inherit": -0.1}, "inherit -0.1"),
+        ({"settling": 1.0}, "settling 1.0"),
+        ({"exam": -1}, "exam -1"),
+        ({"references": "stay", "kept": 3}, "kept 3: above 3"),
+        ({"references": "some"}, "references 'some'"),
         ({"generations": 0}, "generations 0"),
         ({"warmup": 4}, "warmup 4"),
         ({"sampled": 1}, "sampled 1"),

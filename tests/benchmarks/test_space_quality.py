@@ -29,10 +29,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> DeviceCard:
 
 
 def space(name: str, folder: Path, seed: int = 0) -> CandidateSpace:
-    def never(name: str, seed: int, state: Path) -> SearchSpace:
-        raise AssertionError(name)
-
-    return candidate_space(name, seed, TINY, folder, never)
+    return candidate_space(name, seed, TINY, folder / f"{name.replace(' ', '-')}-{seed}.json")
 
 
 # -- spaces

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autospace.cli import main
+from autospace.cli import cli, main
+from autospace.evolution import EvolutionOptions
 from autospace.space import SearchSpace
 
 QUICK = (
@@ -38,6 +39,13 @@ def test_a_log_stands_beside_the_space(folder: Path, capsys: pytest.CaptureFixtu
     assert "log: mine.jsonl" in capsys.readouterr().out
 
 
+def test_the_command_and_the_function_have_the_same_defaults() -> None:
+    options = EvolutionOptions()
+    for parameter in cli.get_command(None, "evolve").params:
+        if hasattr(options, parameter.name):
+            assert parameter.default == getattr(options, parameter.name), parameter.name
+
+
 def test_every_open_choice_can_be_set(folder: Path) -> None:
     settings = (
         "--option",
@@ -47,9 +55,9 @@ def test_every_open_choice_can_be_set(folder: Path) -> None:
         "--option",
         "population = 9",
     )
-    assert run(*QUICK, *settings, "--option", "constraint_rate=0", "--log", "log") == 0
+    assert run(*QUICK, *settings, "--option", "constraint=false", "--log", "log") == 0
     options = SearchSpace.load(folder / "space.json").provenance["options"]
-    assert (options["momentum"], options["constraint_rate"]) == (0.0, 0.0)
+    assert (options["momentum"], options["constraint"]) == (0.0, False)
     assert (options["fitness"], options["population"], options["generations"]) == ("random", 9, 3)
     assert (folder / "log").exists() and not (folder / "space.jsonl").exists()
 
@@ -64,7 +72,7 @@ def test_every_open_choice_can_be_set(folder: Path) -> None:
         ("momentum=nan", "finite"),
         ("momentum=1.5", "momentum 1.5: from 0 to below 1"),
         ("fitness=best", "fitness"),
-        ("population=4", "population 4: at least the tournament"),
+        ("population=3", "population 3: at least the tournament"),
     ],
 )
 def test_bad_settings(
