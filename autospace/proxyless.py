@@ -1,8 +1,10 @@
 """ProxylessNAS: a supernet with binarised gates, searched under hard limits.
 
 The paper's (Cai, Zhu, Han, arXiv 1812.00332): one active path, architecture parameters α learned
-on held-out data from two sampled paths (rule ``two``), which keep their common probability, and
-the expected cost Σ_blocks Σ_k p_k · T[block, k] + fixed as a differentiable term.
+on held-out data, and the expected cost Σ_blocks Σ_k p_k · T[block, k] + fixed as a differentiable
+term. α moves by the gradient of two sampled paths, which keep their common probability (rule
+``two``, section 3.2.1), or by that of every candidate's binary gate (rule ``full_v2`` of the
+paper's code, the full sum of Eq. 4).
 
 This project's: the weight of the cost term is a multiplier, adapted until the expectation keeps
 the limit (augmented Lagrangian), instead of a fixed exponent or factor; α moves by gradients
@@ -12,10 +14,10 @@ by an exact solver, ranked on held-out data, and measured on the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,18 +33,20 @@ from autospace.checkpoint import (
 from autospace.checks import check_rules, finite_loss
 from autospace.cost import Cost, CostTable, Limit, format_cost
 from autospace.data import Data
-from autospace.events import Journal, Progress, SaveClock, silent
+from autospace.events import Journal, Progress, SaveClock, silent, undivided
 from autospace.files import content_hash
 from autospace.network import weight_decay_groups
 from autospace.seeding import Seed
 from autospace.select import check_limits
 from autospace.space import Architecture, SearchSpace
-from autospace.supernet import GatedNet, PathPair
+from autospace.supernet import GatedNet
+from devices.errors import AutospaceError
 
-__all__ = ["SearchOptions", "SearchedNet", "search_space"]
+__all__ = ["SearchOptions", "SearchRun", "SearchedNet", "search_space"]
 
 _KIND = "autospace.search"
 ConstraintForm = Literal["lagrangian", "mul#log", "add#linear"]
+UpdateRule = Literal["two", "full_v2"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class SearchOptions:
         weight_decay: of the weights.
         label_smoothing: of the weights' loss.
         alpha_rate: size of an α step, relative to the running scale of its gradients.
+        update_rule: ``two`` learns α from two sampled candidates a block; ``full_v2`` from all of
+            them, which takes as many forward passes (both the paper's).
         constraint: ``lagrangian`` adapts the weight of the cost term; ``mul#log`` and
             ``add#linear`` are the paper's and its code's fixed forms.
         constraint_rate: how fast the multiplier grows (``lagrangian``).
@@ -75,6 +81,7 @@ class SearchOptions:
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
     alpha_rate: float = 0.2
+    update_rule: UpdateRule = "two"
     constraint: ConstraintForm = "lagrangian"
     constraint_rate: float = 0.1
     constraint_weight: float = 0.6
@@ -102,6 +109,22 @@ class SearchOptions:
                     0 < self.learning_rate < float("inf"),
                     f"learning_rate {self.learning_rate}: above 0 and finite",
                 ),
+                (self.weight_decay >= 0, f"weight_decay {self.weight_decay}: at least 0"),
+                (0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing}: 0 to 1"),
+                (self.alpha_rate > 0, f"alpha_rate {self.alpha_rate}: above 0"),
+                (
+                    self.constraint_rate >= 0 and self.constraint_weight >= 0,
+                    f"constraint_rate {self.constraint_rate}, constraint_weight "
+                    f"{self.constraint_weight}: at least 0",
+                ),
+                (
+                    self.update_rule in get_args(UpdateRule),
+                    f"update_rule {self.update_rule!r}: must be two or full_v2",
+                ),
+                (
+                    self.constraint in get_args(ConstraintForm),
+                    f"constraint {self.constraint!r}: must be lagrangian, mul#log or add#linear",
+                ),
                 (self.proposals >= 1, f"proposals {self.proposals}: at least 1"),
                 (1 <= self.rounds <= 20, f"rounds {self.rounds}: 1 to 20"),
             ),
@@ -119,6 +142,9 @@ class SearchedNet:
         tables: by limit, in the limits' order.
         limits: the limits.
         log: one line for each logged step.
+        multipliers: where those of the limits ended, one for each.
+        scale: where the running mean square of α's gradients ended.
+        alpha_steps: how many α steps were made.
     """
 
     space: SearchSpace
@@ -127,6 +153,9 @@ class SearchedNet:
     tables: tuple[CostTable, ...]
     limits: tuple[Limit, ...]
     log: tuple[Mapping[str, Any], ...] = ()
+    multipliers: tuple[float, ...] = ()
+    scale: float = 0.0
+    alpha_steps: int = 0
 
     @property
     def probabilities(self) -> list[list[float]]:
@@ -146,8 +175,25 @@ class SearchedNet:
 
 
 @dataclass
-class _Search:
-    """The state of a run: everything that a checkpoint has to hold."""
+class SearchRun:
+    """A search as it goes: everything that a checkpoint has to hold.
+
+    Attributes:
+        options: how to search.
+        data: weights learn on its training split, α on its validation split.
+        seed: of paths, batches and pairs.
+        net: the supernet.
+        optimizer: of its weights.
+        limits: upper bounds for the expected network.
+        tables: one for each limit.
+        alpha: architecture parameters, shape ``(blocks, most candidates)``, -inf where none;
+            changed in place.
+        multipliers: one for each limit.
+        scale: the running mean square of α's gradients.
+        alpha_steps: how many were made.
+        step: weight steps that were made.
+        saved_step: the step of the state that is on disk; None if there is none.
+    """
 
     options: SearchOptions
     data: Data
@@ -161,20 +207,28 @@ class _Search:
     scale: float = 0.0
     alpha_steps: int = 0
     step: int = 0
+    saved_step: int | None = None
 
     def __post_init__(self) -> None:
         self.expected = [table.expected(torch.float64) for table in self.tables]
         self.multipliers = self.multipliers or [0.0] * len(self.limits)
         self.weights = list(self.net.parameters())
 
-    def run_step(self) -> dict[str, Any] | None:
-        """One weight step, and an α step when it is due; returns a log line with the latter."""
-        loss = self._weight_step()
-        self.step += 1
+    def run_step(self, proven: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
+        """One weight step, and an α step when it is due; returns a log line with the latter.
+
+        Args:
+            proven: is called when a finite loss has shown that the state before this step is
+                good, and nothing has changed it yet: the time to save.
+
+        Raises:
+            AutospaceError: a loss is no longer a number.
+        """
+        loss = self.weight_step(proven)
         learning = self.step > self.options.warmup
         if not learning or self.step % self.options.alpha_every:
             return None
-        alpha_loss, expected = self._alpha_step()
+        alpha_loss, expected = self.alpha_step()
         probabilities = torch.softmax(self.alpha, 1)
         entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1).mean()
         return {
@@ -191,62 +245,106 @@ class _Search:
             "entropy": entropy.item(),
         }
 
-    def _sampled_path(self, random: np.random.Generator) -> list[int]:
+    def sampled_path(self) -> list[int]:
+        """The candidates that the coming weight step trains."""
+        random = self.seed.generator("path", self.step)
         rows = torch.softmax(self.alpha, 1).double().numpy()
         return [int(random.choice(len(row), p=row / row.sum())) for row in rows]
 
-    def _weight_step(self) -> float:
+    def weight_step(self, proven: Callable[[], None] = lambda: None) -> float:
+        """Trains the weights of one sampled path; returns the loss.
+
+        Args:
+            proven: as for `run_step`.
+
+        Raises:
+            AutospaceError: the loss is no longer a number.
+        """
         options = self.options
         images, labels = self.data.training_batch(
             self.data.train, options.batch, self.step, self.seed.child("train")
         )
-        path = self._sampled_path(self.seed.generator("path", self.step))
+        path = self.sampled_path()
         rate = options.learning_rate * 0.5 * (1 + np.cos(np.pi * self.step / options.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = max(rate, 1e-3 * options.learning_rate)
         self.net.train()
-        self.optimizer.zero_grad(set_to_none=True)
         loss = functional.cross_entropy(
             self.net(images, path), labels, label_smoothing=options.label_smoothing
         )
-        value = finite_loss(loss, f"search, weight step {self.step}")
+        value = self._finite(loss, f"weight step {self.step + 1}")
+        proven()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        # Now and not before the next backward: an α step in between has no use for them.
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
         return value
 
-    def _alpha_step(self) -> tuple[float, list[float]]:
+    def alpha_step(self) -> tuple[float, list[float]]:
+        """Moves α by one held-out batch and by the limits.
+
+        Returns:
+            The loss, and the expected cost of each limit.
+
+        Raises:
+            AutospaceError: the loss is no longer a number.
+        """
         options = self.options
-        random = self.seed.generator("pair", self.step)
         images, labels = self.data.training_batch(
             self.data.validation, options.batch, self.alpha_steps, self.seed.child("alpha")
         )
-        pairs = self._sampled_pairs(random)
-        gates = torch.tensor([[1.0, 0.0]] * len(pairs), requires_grad=True)
+        pairs = self._sampled_pairs(self.seed.generator("pair", self.step))
+        path = [active for active, _ in pairs]
+        asked: Sequence[Sequence[int]] = pairs
+        if options.update_rule == "full_v2":
+            asked = [range(len(blocks)) for blocks in self.net.candidates]
+        gates = self.alpha.new_zeros(len(path), max(map(len, asked)), requires_grad=True)
         for weight in self.weights:
             weight.requires_grad_(False)
         try:
-            loss = functional.cross_entropy(self.net.forward_two(images, pairs, gates), labels)
-            value = finite_loss(loss, f"search, α step {self.step}")
+            loss = functional.cross_entropy(
+                self.net.forward_gated(images, path, asked, gates), labels
+            )
+            value = self._finite(loss, f"α step after weight step {self.step}")
             (slope,) = torch.autograd.grad(loss, gates)
         finally:
             for weight in self.weights:
                 weight.requires_grad_(True)
-        index = torch.tensor(pairs)
-        pair_alpha = self.alpha.gather(1, index)
-        p = torch.softmax(pair_alpha, 1)
-        # ∂L/∂α_i ≈ Σ_j ∂L/∂g_j · p_j (δ_ij - p_i), over the two sampled paths (section 3.2.1).
-        direction = p * (slope - (slope * p).sum(1, keepdim=True))
-        square = float(direction.square().mean())
-        self.scale = square if not self.alpha_steps else 0.95 * self.scale + 0.05 * square
-        unit = self.scale**0.5 + 1e-12
-        moved = pair_alpha - options.alpha_rate * direction / unit
-        # The two keep their common probability; those not sampled are as likely as before.
-        moved += pair_alpha.logsumexp(1, keepdim=True) - moved.logsumexp(1, keepdim=True)
-        self.alpha.scatter_(1, index, moved)
+        if options.update_rule == "full_v2":
+            self._move(torch.arange(self.alpha.shape[1]).expand_as(self.alpha), slope)
+        else:
+            self._move(torch.tensor(pairs), slope)
         self.alpha_steps += 1
         return value, self._constrain(value)
 
-    def _sampled_pairs(self, random: np.random.Generator) -> list[PathPair]:
+    def _move(self, index: Tensor, slope: Tensor) -> None:
+        """One step of α against the loss.
+
+        Args:
+            index: candidates in question, shape ``(blocks, count)``.
+            slope: the loss's gradient by their binary gates, in the same shape.
+        """
+        own = self.alpha.gather(1, index)
+        p = torch.softmax(own, 1)
+        # ∂L/∂α_i ≈ Σ_j ∂L/∂g_j · p_j (δ_ij - p_i): Eq. 4, over all or (section 3.2.1) over two.
+        direction = p * (slope - (slope * p).sum(1, keepdim=True))
+        real = own.isfinite()
+        square = float(direction[real].square().mean())
+        self.scale = square if not self.alpha_steps else 0.95 * self.scale + 0.05 * square
+        unit = self.scale**0.5 + 1e-12
+        moved = own - self.options.alpha_rate * direction / unit
+        # They keep their common probability; those not in question are as likely as before.
+        moved += own.logsumexp(1, keepdim=True) - moved.logsumexp(1, keepdim=True)
+        self.alpha.scatter_(1, index, moved)
+
+    def _finite(self, loss: Tensor, where: str) -> float:
+        kept = "nothing was saved yet"
+        if self.saved_step is not None:
+            kept = f"the state of step {self.saved_step} is kept"
+        return finite_loss(loss, f"search, {where}", kept)
+
+    def _sampled_pairs(self, random: np.random.Generator) -> list[tuple[int, int]]:
         """Two different candidates a block by probability; the first is active with its share."""
         pairs = []
         rows = torch.softmax(self.alpha, 1).double().numpy()
@@ -294,10 +392,26 @@ class _Search:
                 )
             step += weight * slope
             expected.append(cost.item())
-        self.alpha -= (options.alpha_rate * step).float()
+        self.alpha -= (options.alpha_rate * step).to(self.alpha.dtype)
         return expected
 
+    @property
+    def finite(self) -> bool:
+        """Whether all weights, α and multipliers are numbers."""
+        weights = all(bool(weight.isfinite().all()) for weight in self.weights)
+        alpha = not bool((self.alpha.isnan() | self.alpha.isposinf()).any())
+        return weights and alpha and bool(np.isfinite([self.scale, *self.multipliers]).all())
+
     def save(self, path: Path, digest: str, lines: int) -> None:
+        """Writes the state, unless it is no longer one to go on from: the last good one stays.
+
+        Args:
+            path: the checkpoint.
+            digest: of what the search depends on.
+            lines: of the log so far.
+        """
+        if not self.finite:
+            return
         tensors = {f"net/{name}": value for name, value in self.net.state_dict().items()}
         tensors |= {
             f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()
@@ -312,13 +426,16 @@ class _Search:
             "multipliers": self.multipliers,
         }
         Checkpoint(_KIND, tensors, meta).save(path)
+        self.saved_step = self.step
 
     def restore(self, checkpoint: Checkpoint) -> None:
+        """Puts back what `save` wrote."""
         self.net.load_state_dict(checkpoint.part("net"))
         restore_optimizer(self.optimizer, checkpoint.part("optimizer"))
         self.alpha.copy_(checkpoint.tensors["alpha"])
         meta = checkpoint.meta
-        self.step, self.alpha_steps = meta["step"], meta["alpha_steps"]
+        self.step = self.saved_step = meta["step"]
+        self.alpha_steps = meta["alpha_steps"]
         self.scale, self.multipliers = meta["scale"], list(meta["multipliers"])
 
 
@@ -377,7 +494,7 @@ def search_space(
     first = 1e-3 * torch.randn(alpha.shape, generator=seed.torch_generator("alpha"))
     for index, blocks in enumerate(candidates):
         alpha[index, : len(blocks)] = first[index, : len(blocks)]
-    run = _Search(options, data, seed, net, optimizer, limits, tables, alpha)
+    run = SearchRun(options, data, seed, net, optimizer, limits, tables, alpha)
     digest = content_hash(
         [space.hash, asdict(options), seed.root, data.description,
          [limit.to_json() for limit in limits], [table.values for table in tables]]
@@ -387,23 +504,38 @@ def search_space(
         run.restore(saved)
     journal = Journal(log, keep=saved.meta["lines"] if saved else 0)
     clock = SaveClock()
+
+    def save() -> None:
+        if state is not None:
+            run.save(state, digest, len(journal.lines))
+
+    def save_now_and_then() -> None:
+        if clock.due():
+            save()
+
     try:
         while run.step < options.steps:
-            line = run.run_step()
+            with undivided():
+                line = run.run_step(save_now_and_then)
+                if line is not None:
+                    journal.add(line)
             if line is not None:
-                journal.add(line)
                 progress(run.step / options.steps, _message(line, limits, options))
             elif run.step % 5 == 0:
                 progress(run.step / options.steps, f"step {run.step}/{options.steps}")
-            if state is not None and clock.due():
-                run.save(state, digest, len(journal.lines))
     except KeyboardInterrupt:
-        if state is not None:
-            run.save(state, digest, len(journal.lines))
+        save()
         raise
-    if state is not None:
-        run.save(state, digest, len(journal.lines))
-    return SearchedNet(space, net, run.alpha, tables, tuple(limits), tuple(journal.lines))
+    if not run.finite:
+        raise AutospaceError(
+            f"search, weight step {run.step}: the weights are no longer numbers; lower the "
+            "learning rate"
+        )
+    save()
+    return SearchedNet(
+        space, net, run.alpha, tables, tuple(limits), tuple(journal.lines),
+        tuple(run.multipliers), run.scale, run.alpha_steps,
+    )  # fmt: skip
 
 
 def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: SearchOptions) -> str:

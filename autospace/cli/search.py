@@ -32,6 +32,13 @@ __all__ = ["command"]
 @click.option("--warmup", type=int, default=200, show_default=True, help="Steps before α learns.")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Of a step.")
 @click.option(
+    "--update-rule",
+    type=click.Choice(["two", "full_v2"]),
+    default="two",
+    show_default=True,
+    help="How α learns: from two sampled candidates a block, or from all of them.",
+)
+@click.option(
     "--constraint",
     type=click.Choice(["lagrangian", "mul#log", "add#linear"]),
     default="lagrangian",
@@ -40,6 +47,14 @@ __all__ = ["command"]
 )
 @click.option(
     "--proposals", type=int, default=5, show_default=True, help="Networks ranked and measured."
+)
+@click.option(
+    "--option",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other choice of the search, as in learning_rate=0.02 or share_weights=false; can be "
+    "repeated. The names are those of [search] in a configuration.",
 )
 @click.option("--no-measure", is_flag=True, help="Leave latency to the prediction.")
 @click.option(
@@ -67,8 +82,10 @@ def command(
     steps: int,
     warmup: int,
     batch_size: int,
+    update_rule: str,
     constraint: str,
     proposals: int,
+    settings: tuple[str, ...],
     no_measure: bool,
     output: Path,
 ) -> None:
@@ -86,6 +103,7 @@ def command(
     from dataclasses import asdict, replace
 
     from autospace import steps as step
+    from autospace.config import with_settings
     from autospace.data import check_data_name
     from autospace.files import check_writable
     from autospace.proxyless import SearchOptions
@@ -94,13 +112,15 @@ def command(
     check_limits_given("search", budget, latency, device)
     check_data_name(data)
     check_writable(output)
-    options = SearchOptions(
+    options: SearchOptions = SearchOptions(
         steps=steps,
         warmup=warmup,
         batch=batch_size,
+        update_rule=update_rule,  # type: ignore[arg-type]  # click's choice is the type
         constraint=constraint,  # type: ignore[arg-type]  # click's choice is the type
         proposals=proposals,
     )
+    options = with_settings(options, settings)
     options.check()
     session.detail(f"options: {options}")
     searched = SearchSpace.load(space)
