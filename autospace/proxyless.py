@@ -251,6 +251,25 @@ class SearchRun:
         rows = torch.softmax(self.alpha, 1).double().numpy()
         return [int(random.choice(len(row), p=row / row.sum())) for row in rows]
 
+    def sampled_pairs(self) -> list[tuple[int, int]]:
+        """Two different candidates a block by probability, for the coming α step.
+
+        The first of each is active; which one is first goes by their shares.
+        """
+        random = self.seed.generator("pair", self.step)
+        pairs = []
+        rows = torch.softmax(self.alpha, 1).double().numpy()
+        for row, blocks in zip(rows, self.net.candidates, strict=True):
+            p = np.maximum(row[: len(blocks)], 1e-8)
+            if len(p) == 1:
+                pairs.append((0, 0))
+                continue
+            first, second = random.choice(len(p), 2, replace=False, p=p / p.sum())
+            if random.random() >= p[first] / (p[first] + p[second]):
+                first, second = second, first
+            pairs.append((int(first), int(second)))
+        return pairs
+
     def weight_step(self, proven: Callable[[], None] = lambda: None) -> float:
         """Trains the weights of one sampled path; returns the loss.
 
@@ -294,7 +313,7 @@ class SearchRun:
         images, labels = self.data.training_batch(
             self.data.validation, options.batch, self.alpha_steps, self.seed.child("alpha")
         )
-        pairs = self._sampled_pairs(self.seed.generator("pair", self.step))
+        pairs = self.sampled_pairs()
         path = [active for active, _ in pairs]
         asked: Sequence[Sequence[int]] = pairs
         if options.update_rule == "full_v2":
@@ -343,21 +362,6 @@ class SearchRun:
         if self.saved_step is not None:
             kept = f"the state of step {self.saved_step} is kept"
         return finite_loss(loss, f"search, {where}", kept)
-
-    def _sampled_pairs(self, random: np.random.Generator) -> list[tuple[int, int]]:
-        """Two different candidates a block by probability; the first is active with its share."""
-        pairs = []
-        rows = torch.softmax(self.alpha, 1).double().numpy()
-        for row, blocks in zip(rows, self.net.candidates, strict=True):
-            p = np.maximum(row[: len(blocks)], 1e-8)
-            if len(p) == 1:
-                pairs.append((0, 0))
-                continue
-            first, second = random.choice(len(p), 2, replace=False, p=p / p.sum())
-            if random.random() >= p[first] / (p[first] + p[second]):
-                first, second = second, first
-            pairs.append((int(first), int(second)))
-        return pairs
 
     def _constrain(self, loss: float) -> list[float]:
         """Moves α along the cost term; returns the expected cost of each limit."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autospace.genotype import EXPANSIONS, Block, Cell
 from autospace.graph import INPUT, Node, block_nodes, network_nodes
-from autospace.network import NodeGraph, apply_node, initialise, node_module
+from autospace.network import NodeGraph, apply_node, initialise, last_uses, node_module
 from autospace.operations import KernelReading, Operation
 from autospace.skeleton import BlockShape, Skeleton
 from autospace.space import PLAIN_BLOCK
@@ -170,9 +170,12 @@ class _Candidates(nn.Module):
         super().__init__()
         self.layers = nn.ModuleDict()
         self.paths: list[tuple[tuple[Node, str], ...]] = []
+        self._drop: list[tuple[tuple[str, ...], ...]] = []
         for index, block in enumerate(blocks):
             path = []
-            for node in block_nodes(block, shape, reading=reading):
+            nodes = block_nodes(block, shape, reading=reading)
+            self._drop.append(last_uses(nodes))
+            for node in nodes:
                 key = node.key if share else f"{index}/{node.name}"
                 module = None if key in self.layers else node_module(node, track=False)
                 if module is not None:
@@ -183,10 +186,12 @@ class _Candidates(nn.Module):
     def forward(self, x: Tensor, index: int) -> Tensor:
         """Maps ``(batch, in_channels, h, w)`` through one candidate."""
         values = {INPUT: x}
-        for node, key in self.paths[index]:
+        for (node, key), drop in zip(self.paths[index], self._drop[index], strict=True):
             module = self.layers[key] if key in self.layers else None
             x = apply_node(node, module, [values[name] for name in node.inputs])
             values[node.name] = x
+            for name in drop:
+                del values[name]
         return x
 
 
