@@ -40,6 +40,7 @@ from autospace.seeding import Seed
 from autospace.select import check_limits
 from autospace.space import Architecture, SearchSpace
 from autospace.supernet import GatedNet
+from autospace.tilt import tilted
 from devices.errors import AutospaceError
 
 __all__ = ["SearchOptions", "SearchRun", "SearchedNet", "search_space"]
@@ -193,6 +194,8 @@ class SearchRun:
         alpha_steps: how many were made.
         step: weight steps that were made.
         saved_step: the step of the state that is on disk; None if there is none.
+        family: limits that the weights shall serve: each path is drawn for one of them, from α
+            tilted to keep it; empty for the given limits alone.
     """
 
     options: SearchOptions
@@ -208,6 +211,7 @@ class SearchRun:
     alpha_steps: int = 0
     step: int = 0
     saved_step: int | None = None
+    family: Sequence[Sequence[Limit]] = ()
 
     def __post_init__(self) -> None:
         self.expected = [table.expected(torch.float64) for table in self.tables]
@@ -248,7 +252,11 @@ class SearchRun:
     def sampled_path(self) -> list[int]:
         """The candidates that the coming weight step trains."""
         random = self.seed.generator("path", self.step)
-        rows = torch.softmax(self.alpha, 1).double().numpy()
+        alpha = self.alpha
+        if self.family:
+            limits = self.family[int(random.integers(len(self.family)))]
+            alpha = torch.from_numpy(tilted(alpha.double().numpy(), self.tables, limits))
+        rows = torch.softmax(alpha, 1).double().numpy()
         return [int(random.choice(len(row), p=row / row.sum())) for row in rows]
 
     def sampled_pairs(self) -> list[tuple[int, int]]:
@@ -451,6 +459,7 @@ def search_space(
     *,
     options: SearchOptions | None = None,
     seed: Seed | None = None,
+    family: Sequence[Sequence[Limit]] = (),
     state: Path | None = None,
     log: Path | None = None,
     progress: Progress = silent,
@@ -464,6 +473,7 @@ def search_space(
         limits: upper bounds for the expected network.
         options: how to search.
         seed: of everything random.
+        family: other limits, in the limits' order, that the weights shall serve as well.
         state: where the state is saved as it goes, and resumed from if it is there.
         log: the JSON-lines log.
         progress: is told after every step that is logged.
@@ -498,10 +508,11 @@ def search_space(
     first = 1e-3 * torch.randn(alpha.shape, generator=seed.torch_generator("alpha"))
     for index, blocks in enumerate(candidates):
         alpha[index, : len(blocks)] = first[index, : len(blocks)]
-    run = SearchRun(options, data, seed, net, optimizer, limits, tables, alpha)
+    run = SearchRun(options, data, seed, net, optimizer, limits, tables, alpha, family=family)
     digest = content_hash(
         [space.hash, asdict(options), seed.root, data.description,
-         [limit.to_json() for limit in limits], [table.values for table in tables]]
+         [limit.to_json() for limit in limits], [table.values for table in tables],
+         [[limit.to_json() for limit in member] for member in family]]
     )  # fmt: skip
     saved = saved_state(state, _KIND, digest)
     if saved is not None:

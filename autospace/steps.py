@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     import onnx
 
     from autospace.evolution import EvolutionOptions
+    from autospace.genotype import Block
     from autospace.onnx_export import ExportCheck
-    from autospace.proxyless import SearchOptions
+    from autospace.proxyless import SearchedNet, SearchOptions
     from autospace.training import TrainedNetwork, TrainOptions
     from autospace.verify import Chosen, Measure
     from devices.runtimes.base import RuntimeSettings
@@ -48,6 +50,8 @@ __all__ = [
     "BenchmarkedModel",
     "Device",
     "Exported",
+    "FamilyResult",
+    "SearchResult",
     "benchmark",
     "evolve",
     "export",
@@ -56,6 +60,7 @@ __all__ = [
     "predict",
     "profile",
     "search",
+    "search_pareto",
     "target_skeleton",
     "train",
 ]
@@ -427,9 +432,15 @@ class SearchResult:
         Raises:
             BudgetError: names the nearest network's costs.
         """
+        if not self.chosen.kept:
+            raise BudgetError(
+                f"budget not kept: {self.nearest}; raise the limit or evolve a space for it"
+            )
+
+    @property
+    def nearest(self) -> str:
+        """The limits, and what the network that was found costs."""
         best = self.chosen.best
-        if best.kept:
-            return
         parts = []
         for limit in self.limits:
             if limit.metric == "madds":
@@ -441,9 +452,7 @@ class SearchResult:
                 )
             else:
                 parts.append(f"{limit} (nearest {best.predicted_ms or 0:.3g} ms, predicted)")
-        raise BudgetError(
-            f"budget not kept: {' and '.join(parts)}; raise the limit or evolve a space for it"
-        )
+        return " and ".join(parts)
 
 
 def search(
@@ -487,51 +496,263 @@ def search(
     Raises:
         UsageError: a malformed limit, or one below the smallest network.
     """
-    from autospace.proxyless import SearchOptions, search_space
     from autospace.verify import choose_network
+
+    asked = _asked(space, budget, latency, device, statistic, data, options, seed)
+    searched = asked.train(state=state, log=log, progress=progress)
+    measuring, warnings = asked.measuring(measure)
+    chosen = choose_network(
+        searched, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
+        measure=measuring, record=record, progress=verifying or progress,
+    )  # fmt: skip
+    return asked.result(chosen, searched, warnings)
+
+
+@dataclass(frozen=True)
+class FamilyResult:
+    """The end of a search for several limits.
+
+    Attributes:
+        members: tightest limits first; the last has the limits as given.
+    """
+
+    members: tuple[SearchResult, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether every member keeps its limits."""
+        return all(member.chosen.kept for member in self.members)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Each once, to be repeated."""
+        return tuple(dict.fromkeys(line for member in self.members for line in member.warnings))
+
+    def check(self) -> None:
+        """Raises when a member's limits are not kept.
+
+        Raises:
+            BudgetError: names the limits and the nearest networks' costs.
+        """
+        missed = [member.nearest for member in self.members if not member.chosen.kept]
+        if missed:
+            raise BudgetError(
+                f"budget not kept by {len(missed)} of {len(self.members)} networks: "
+                f"{'; '.join(missed)}; raise the limit or evolve a space for it"
+            )
+
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """The document ``pareto.json``.
+
+        Args:
+            names: of the members' architecture files.
+        """
+        return {
+            "format": "autospace.pareto",
+            "schema_version": 1,
+            "kept": self.kept,
+            "warnings": list(self.warnings),
+            "members": [
+                {
+                    "architecture": name,
+                    "limits": [limit.to_json() for limit in member.limits],
+                    "params": member.architecture.params,
+                    **member.chosen.best.to_json(),
+                    "bound_ms": (
+                        member.chosen.best.measured.upper_ms()
+                        if member.chosen.best.measured
+                        else None
+                    ),
+                    "candidates": [one.to_json() for row in member.chosen.rounds for one in row],
+                }
+                for name, member in zip(names, self.members, strict=True)
+            ],
+        }
+
+
+def search_pareto(
+    space: SearchSpace,
+    count: int,
+    *,
+    budget: str | None = None,
+    latency: str | None = None,
+    device: Device | None = None,
+    statistic: str = STATISTICS[0],
+    data: Data | None = None,
+    options: SearchOptions | None = None,
+    seed: int = 0,
+    measure: bool = True,
+    state: Path | None = None,
+    log: Path | None = None,
+    record: Path | None = None,
+    progress: Progress = silent,
+    verifying: Progress | None = None,
+) -> FamilyResult:
+    """Searches a space for a family of networks: one for each of several limits.
+
+    One supernet is trained; half of its paths are drawn for the limits given, the others for
+    those of the family. For each limit α then goes on learning by itself, the exact solver
+    proposes, and all proposals are measured interleaved.
+
+    Args:
+        space: the candidates of each layer.
+        count: how many limits, evenly spaced in the logarithm from just above the smallest
+            network up to those given; limits given together shrink together.
+        budget: multiply-adds at the target, of the largest network.
+        latency: on the card's device, of the largest network; needs ``device``.
+        device: an opened card.
+        statistic: what the latency limit is on, one of `STATISTICS`.
+        data: what is learned on; the embedded digits if not given.
+        options: how to search.
+        seed: of everything random.
+        measure: False leaves latency to the prediction.
+        state: where the state is saved as it goes; the members' α beside it, as ``.family``.
+        log: the JSON-lines log of the supernet's training.
+        record: where candidates and their measurements are kept.
+        progress: is told during the search.
+        verifying: is told while candidates are ranked and measured.
+
+    Returns:
+        The family, kept or not; `FamilyResult.check` raises when a limit is not kept.
+
+    Raises:
+        UsageError: a malformed limit, one below the smallest network, or no room for so many.
+    """
+    from autospace.family import learn_family
+    from autospace.verify import choose_family
+
+    asked = _asked(space, budget, latency, device, statistic, data, options, seed)
+    limits = asked.family(count)
+    searched = asked.train(
+        # As many for the last member, whose limits are those given, as for all others together.
+        family=[*limits, *[limits[-1]] * (count - 2)],
+        state=state,
+        log=log,
+        progress=lambda fraction, message: progress(0.7 * fraction, message),
+    )
+    family = learn_family(
+        searched, asked.data, limits, options=asked.options, seed=Seed(seed),
+        state=family_state(state) if state else None,
+        progress=lambda fraction, message: progress(0.7 + 0.3 * fraction, message),
+    )  # fmt: skip
+    measuring, warnings = asked.measuring(measure)
+    chosen = choose_family(
+        family, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
+        measure=measuring, record=record, progress=verifying or progress,
+    )  # fmt: skip
+    return FamilyResult(
+        tuple(
+            asked.result(one, member, warnings) for one, member in zip(chosen, family, strict=True)
+        )
+    )
+
+
+def family_state(state: Path) -> Path:
+    """Where the members' α are kept, beside the state of the search."""
+    return state.with_name(f"{state.name}.family")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a search works with, resolved."""
+
+    space: SearchSpace
+    device: Device | None
+    data: Data
+    options: SearchOptions
+    costs: Mapping[str, Cost]
+    limits: tuple[Limit, ...]
+    seed: int
+
+    @cached_property
+    def _candidates(self) -> list[tuple[Block, ...]]:
+        return [self.space.candidates(index) for index in range(len(self.space.skeleton.blocks))]
+
+    @cached_property
+    def tables(self) -> list[CostTable]:
+        return [self.costs[limit.metric].table(self._candidates) for limit in self.limits]
+
+    @cached_property
+    def latency_table(self) -> CostTable | None:
+        return self.costs["latency_ms"].table(self._candidates) if self.device else None
+
+    def family(self, count: int) -> list[tuple[Limit, ...]]:
+        from autospace.family import family_limits
+        from autospace.select import check_limits
+
+        check_limits(self.tables, self.limits)
+        return family_limits(self.tables, self.limits, count)
+
+    def train(
+        self,
+        *,
+        family: Sequence[Sequence[Limit]] = (),
+        state: Path | None,
+        log: Path | None,
+        progress: Progress,
+    ) -> SearchedNet:
+        from autospace.proxyless import search_space
+
+        return search_space(
+            self.space, self.data, self.costs, self.limits, options=self.options,
+            seed=Seed(self.seed), family=family, state=state, log=log, progress=progress,
+        )  # fmt: skip
+
+    def measuring(self, measure: bool) -> tuple[Measure | None, list[str]]:
+        """What measures candidates, if anything can, and what has to be said."""
+        from autospace.select import slack_limits
+
+        warnings = list(self.device.warnings) if self.device else []
+        warnings += slack_limits(self.tables, self.limits)
+        if self.device is None or not measure:
+            return None, warnings
+        if not self.device.here:
+            return None, [*warnings, "not measured: this machine is not the card's device"]
+        return _measuring(self.device, self.seed), warnings
+
+    def result(
+        self, chosen: Chosen, searched: SearchedNet, warnings: Sequence[str]
+    ) -> SearchResult:
+        best = chosen.best
+        architecture = replace(
+            best.architecture,
+            provenance={
+                "space": self.space.hash,
+                "limits": [limit.to_json() for limit in searched.limits],
+                "kept": best.kept,
+                "madds": best.madds,
+                "params": best.architecture.params,
+                "predicted_ms": best.predicted_ms,
+                "measured_ms": best.measured.latency_ms if best.measured else None,
+                "validation_accuracy": best.validation_accuracy,
+                "device": self.device.description if self.device else None,
+                "data": self.data.description,
+                "seed": self.seed,
+                "warnings": list(warnings),
+            },
+        )
+        return SearchResult(architecture, chosen, searched.limits, tuple(warnings))
+
+
+def _asked(
+    space: SearchSpace,
+    budget: str | None,
+    latency: str | None,
+    device: Device | None,
+    statistic: str,
+    data: Data | None,
+    options: SearchOptions | None,
+    seed: int,
+) -> _Asked:
+    from autospace.proxyless import SearchOptions
 
     check_limit_texts(budget, latency)
     options = options or SearchOptions()
-    data = data or load_proxy("digits", None, space.skeleton)
+    options.check()
     costs = costs_of(space.skeleton, device, space.kernel_reading)
     limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
-    searched = search_space(
-        space, data, costs, limits, options=options, seed=Seed(seed), state=state, log=log,
-        progress=progress,
-    )  # fmt: skip
-    table: CostTable | None = None
-    if device is not None:
-        table = costs["latency_ms"].table(searched.net.candidates)
-    measuring: Measure | None = None
-    warnings = list(device.warnings) if device else []
-    if device is not None and measure:
-        if device.here:
-            measuring = _measuring(device, seed)
-        else:
-            warnings.append("not measured: this machine is not the card's device")
-    chosen = choose_network(
-        searched, data, table, options=options, seed=Seed(seed), measure=measuring,
-        record=record, progress=verifying or progress,
-    )  # fmt: skip
-    best = chosen.best
-    architecture = replace(
-        best.architecture,
-        provenance={
-            "space": space.hash,
-            "limits": [limit.to_json() for limit in limits],
-            "kept": best.kept,
-            "madds": best.madds,
-            "params": best.architecture.params,
-            "predicted_ms": best.predicted_ms,
-            "measured_ms": best.measured.latency_ms if best.measured else None,
-            "validation_accuracy": best.validation_accuracy,
-            "device": device.description if device else None,
-            "data": data.description,
-            "seed": seed,
-            "warnings": warnings,
-        },
-    )
-    return SearchResult(architecture, chosen, limits, tuple(warnings))
+    data = data or load_proxy("digits", None, space.skeleton)
+    return _Asked(space, device, data, options, costs, limits, seed)
 
 
 def _measuring(device: Device, seed: int) -> Measure:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,10 @@ from autospace.cli.common import (
     data_options,
     limit_options,
 )
+
+if TYPE_CHECKING:
+    from autospace.steps import FamilyResult, SearchResult
+    from autospace.verify import Candidate
 
 __all__ = ["command"]
 
@@ -56,6 +62,14 @@ __all__ = ["command"]
     help="Any other choice of the search, as in learning_rate=0.02 or share_weights=false; can be "
     "repeated. The names are those of [search] in a configuration.",
 )
+@click.option(
+    "--pareto",
+    type=click.IntRange(2, 50),
+    metavar="N",
+    help="A family of networks for N limits, from just above the smallest network up to the "
+    "limits given, from one supernet: ARCH's name with -1 (the smallest) to -N, and pareto.json "
+    "and pareto.svg beside them.",
+)
 @click.option("--no-measure", is_flag=True, help="Leave latency to the prediction.")
 @click.option(
     "-o",
@@ -86,6 +100,7 @@ def command(
     constraint: str,
     proposals: int,
     settings: tuple[str, ...],
+    pareto: int | None,
     no_measure: bool,
     output: Path,
 ) -> None:
@@ -99,8 +114,9 @@ def command(
     Examples:
       autospace search --space space.json --budget 300M
       autospace search --space space.json --latency 5ms --budget 300M --device cpu.card
+      autospace search --space space.json --latency 5ms --device cpu.card --pareto 6
     """
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from autospace import steps as step
     from autospace.config import with_settings
@@ -111,7 +127,9 @@ def command(
 
     check_limits_given("search", budget, latency, device)
     check_data_name(data)
-    check_writable(output)
+    outputs = _outputs(output, pareto)
+    for path in outputs:
+        check_writable(path)
     options: SearchOptions = SearchOptions(
         steps=steps,
         warmup=warmup,
@@ -142,37 +160,51 @@ def command(
     state = output.with_name(f"{output.name}.state")
     record = output.with_name(f"{output.name}.verification")
     with session.progress("searching") as progress:
-        result = step.search(
-            searched,
-            budget=budget,
-            latency=latency,
-            device=opened,
-            statistic=statistic,
-            data=images,
-            options=options,
-            seed=session.seed,
-            measure=not no_measure,
-            state=state,
-            record=record,
-            progress=lambda fraction, message: progress(0.8 * fraction, message),
-            verifying=lambda fraction, message: progress(0.8 + 0.2 * fraction, message),
-        )
-    result.architecture.save(output)
-    state.unlink(missing_ok=True)
-    record.unlink(missing_ok=True)
+        arguments: dict[str, Any] = {
+            "budget": budget,
+            "latency": latency,
+            "device": opened,
+            "statistic": statistic,
+            "data": images,
+            "options": options,
+            "seed": session.seed,
+            "measure": not no_measure,
+            "state": state,
+            "record": record,
+            "progress": lambda fraction, message: progress(0.8 * fraction, message),
+            "verifying": lambda fraction, message: progress(0.8 + 0.2 * fraction, message),
+        }
+        result: SearchResult | FamilyResult
+        if pareto is None:
+            result = step.search(searched, **arguments)
+        else:
+            result = step.search_pareto(searched, pareto, **arguments)
+    if isinstance(result, step.FamilyResult):
+        _save_family(session, result, outputs)
+    else:
+        _save_network(session, result, output)
+    for path in (state, step.family_state(state), record):
+        path.unlink(missing_ok=True)
+    result.check()
+
+
+def _outputs(output: Path, members: int | None) -> list[Path]:
+    """What will be written: the architecture files, and for a family its document and picture."""
+    if members is None:
+        return [output]
+    names = [f"{output.stem}-{number}{output.suffix}" for number in range(1, members + 1)]
+    return [output.with_name(name) for name in (*names, "pareto.json", "pareto.svg")]
+
+
+def _save_network(session: Session, result: SearchResult, output: Path) -> None:
+    from dataclasses import asdict
+
     best, chosen = result.chosen.best, result.chosen
+    result.architecture.save(output)
     session.table(
         ("round", "candidate", "val. accuracy", "MAdds", "predicted", "measured", "kept"),
         [
-            (
-                number,
-                one.architecture.hash[:8],
-                f"{one.validation_accuracy:.2%}",
-                f"{one.madds / 1e6:.4g}M",
-                f"{one.predicted_ms:.4g} ms" if one.predicted_ms else "–",
-                f"{one.measured.latency_ms:.4g} ms" if one.measured else "–",
-                "yes" if one.kept else "no",
-            )
+            (number, one.architecture.hash[:8], *_figures(one))
             for number, row in enumerate(chosen.rounds, 1)
             for one in row
         ],
@@ -193,4 +225,38 @@ def command(
             **result.architecture.to_json(),
         }
     )
-    result.check()
+
+
+def _save_family(session: Session, result: FamilyResult, outputs: Sequence[Path]) -> None:
+    from autospace.family_plot import family_svg
+    from autospace.files import write_json, write_text
+
+    *architectures, document, picture = outputs
+    for member, path in zip(result.members, architectures, strict=True):
+        member.architecture.save(path)
+    report = result.to_json([path.name for path in architectures])
+    write_json(document, report)
+    write_text(picture, family_svg(result))
+    session.table(
+        ("network", "limits", "val. accuracy", "MAdds", "predicted", "measured", "kept"),
+        [
+            (path.name, " and ".join(map(str, member.limits)), *_figures(member.chosen.best))
+            for member, path in zip(result.members, architectures, strict=True)
+        ],
+    )
+    kept = sum(member.chosen.kept for member in result.members)
+    session.say(f"{document}, {picture}: {kept} of {len(result.members)} limits kept")
+    for warning in result.warnings:
+        session.note(f"warning: {warning}")
+    session.result({"pareto": str(document), "picture": str(picture), **report})
+
+
+def _figures(one: Candidate) -> tuple[str, ...]:
+    """Accuracy, costs and verdict of a candidate, for a table."""
+    return (
+        f"{one.validation_accuracy:.2%}",
+        f"{one.madds / 1e6:.4g}M",
+        f"{one.predicted_ms:.4g} ms" if one.predicted_ms else "–",
+        f"{one.measured.latency_ms:.4g} ms" if one.measured else "–",
+        "yes" if one.kept else "no",
+    )
