@@ -6,24 +6,26 @@ people write them (``"500M"``, ``"5ms"``, ``"70%"``).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from autospace.cost import (
     Cost,
     CostTable,
-    LatencyCost,
     Limit,
     MaddsCost,
     Metric,
     reference_cost,
 )
+from autospace.coverage import CoveredLatencyCost, described, networks_with
 from autospace.data import Data, load_data
 from autospace.events import Progress, Watch, silent, unwatched
-from autospace.files import check_writable, write_json
+from autospace.files import check_writable, replacing, write_json
 from autospace.operations import KernelReading
 from autospace.quantities import parse_count, parse_fraction, parse_latency_ms
 from autospace.seeding import Seed
@@ -67,6 +69,8 @@ __all__ = [
 
 _PROXY_RESOLUTION = 64
 _VISITS = 12
+_MISSING_ROUNDS = 6
+"""Visits to networks with what a card lacks; from three on a kernel counts as measured."""
 
 STATISTICS = ("latency", "p50", "p90", "p99")
 """What a limit can be on: ``latency_ms``, or a percentile of all runs, slow phases included."""
@@ -254,12 +258,16 @@ def costs_of(
     """Every cost that can be counted: multiply-adds, and latency with a card."""
     costs: dict[str, Cost] = {"madds": MaddsCost(skeleton, reading)}
     if device is not None:
-        from latency import Predictor
-
-        costs["latency_ms"] = LatencyCost(
-            skeleton, Predictor.from_card(device.card), reading, device.card.settings.batch
-        )
+        costs["latency_ms"] = _latency_cost(skeleton, device.card, reading)
     return costs
+
+
+def _latency_cost(
+    skeleton: Skeleton, card: DeviceCard, reading: KernelReading
+) -> CoveredLatencyCost:
+    from latency import Predictor
+
+    return CoveredLatencyCost(skeleton, Predictor.from_card(card), reading, card.settings.batch)
 
 
 def profile(
@@ -270,7 +278,9 @@ def profile(
     minutes: float | None = 10,
     rounds: int | None = None,
     seed: int = 0,
+    probes: int | None = None,
     space: SearchSpace | None = None,
+    models: Mapping[str, onnx.ModelProto] | None = None,
     update: bool = False,
     progress: Progress = silent,
 ) -> DeviceCard:
@@ -283,7 +293,9 @@ def profile(
         minutes: how long.
         rounds: a fixed number of rounds instead.
         seed: of the probe networks and the order of visits.
+        probes: how many probe networks; as many as the time allows if not given.
         space: its kernels are measured too, in networks drawn from it.
+        models: other networks whose kernels are measured too, by name.
         update: add to a finished card.
         progress: is told as it goes.
     """
@@ -296,8 +308,13 @@ def profile(
         settings=settings,
         minutes=minutes,
         rounds=rounds,
+        probes=probes,
         seed=seed,
-        extra_models=space_networks(space, Seed(seed), batch) if space else None,
+        extra_models={
+            **(space_networks(space, Seed(seed), batch) if space else {}),
+            **(models or {}),
+        }
+        or None,
         update=update,
         progress=progress,
     )
@@ -498,7 +515,9 @@ def search(
     """
     from autospace.verify import choose_network
 
-    asked = _asked(space, budget, latency, device, statistic, data, options, seed)
+    asked = _asked(
+        space, budget, latency, device, statistic, data, options, seed, measure, state, progress
+    )
     searched = asked.train(state=state, log=log, progress=progress)
     measuring, warnings = asked.measuring(measure)
     chosen = choose_network(
@@ -621,7 +640,9 @@ def search_pareto(
     from autospace.family import learn_family
     from autospace.verify import choose_family
 
-    asked = _asked(space, budget, latency, device, statistic, data, options, seed)
+    asked = _asked(
+        space, budget, latency, device, statistic, data, options, seed, measure, state, progress
+    )
     limits = asked.family(count)
     searched = asked.train(
         # As many for the last member, whose limits are those given, as for all others together.
@@ -647,6 +668,11 @@ def search_pareto(
     )
 
 
+def card_copy(state: Path) -> Path:
+    """Where a card is completed for one search, beside the state of the search."""
+    return state.with_name(f"{state.name}.card")
+
+
 def family_state(state: Path) -> Path:
     """Where the members' α are kept, beside the state of the search."""
     return state.with_name(f"{state.name}.family")
@@ -663,6 +689,7 @@ class _Asked:
     costs: Mapping[str, Cost]
     limits: tuple[Limit, ...]
     seed: int
+    completed: tuple[str, ...] = ()
 
     @cached_property
     def _candidates(self) -> list[tuple[Block, ...]]:
@@ -703,6 +730,7 @@ class _Asked:
         from autospace.select import slack_limits
 
         warnings = list(self.device.warnings) if self.device else []
+        warnings += self.completed
         warnings += slack_limits(self.tables, self.limits)
         if self.device is None or not measure:
             return None, warnings
@@ -743,6 +771,9 @@ def _asked(
     data: Data | None,
     options: SearchOptions | None,
     seed: int,
+    measure: bool,
+    state: Path | None,
+    progress: Progress,
 ) -> _Asked:
     from autospace.proxyless import SearchOptions
 
@@ -750,9 +781,61 @@ def _asked(
     options = options or SearchOptions()
     options.check()
     costs = costs_of(space.skeleton, device, space.kernel_reading)
+    completed: tuple[str, ...] = ()
+    if device is not None and latency is not None:
+        # Before the limits: a percentage of the reference must not rest on a guess either.
+        latency_cost, completed = _covered(space, device, seed, measure, state, progress)
+        costs["latency_ms"] = latency_cost
     limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
     data = data or load_proxy("digits", None, space.skeleton)
-    return _Asked(space, device, data, options, costs, limits, seed)
+    return _Asked(space, device, data, options, costs, limits, seed, completed)
+
+
+def _covered(
+    space: SearchSpace,
+    device: Device,
+    seed: int,
+    measure: bool,
+    state: Path | None,
+    progress: Progress,
+) -> tuple[Cost, tuple[str, ...]]:
+    """Latency with a measurement behind every entry of the space's table, and what to say of it.
+
+    Raises:
+        InvalidInputError: entries are missing, and nothing can be measured here.
+    """
+    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+    cost = _latency_cost(space.skeleton, device.card, space.kernel_reading)
+    missing = cost.missing(candidates)
+    if not missing:
+        return cost, ()
+    card, words = device.card.path, described(missing)
+    remedy = f"'autospace profile-device --update --space SPACE -o {card.name}'"
+    if not measure or not device.here:
+        why = "--no-measure forbids to" if device.here else "this machine cannot"
+        raise InvalidInputError(
+            f"{card.name}: never measured {words}, which the space needs, and {why} measure them "
+            f"now; add them to the card with {remedy}"
+        )
+    progress(0.0, f"measuring {words}, which {card.name} lacks")
+    with TemporaryDirectory() as folder:
+        copy = card_copy(state) if state else Path(folder) / card.name
+        if not copy.exists():
+            with replacing(copy) as temporary:
+                shutil.copyfile(card, temporary)
+        fuller = profile(
+            copy, runtime=device.card.runtime, settings=device.card.settings, minutes=None,
+            rounds=_MISSING_ROUNDS, probes=0, seed=seed, update=True,
+            models=networks_with(missing, space, device.card.settings.batch),
+        )  # fmt: skip
+        cost = _latency_cost(space.skeleton, fuller, space.kernel_reading)
+        still = cost.missing(candidates)
+    if still:
+        raise InvalidInputError(
+            f"{card.name}: {described(still)} could not be measured, and the space needs them; "
+            "profile for longer, or take another space"
+        )
+    return cost, (f"{card.name} lacks {words}: measured for this search; keep them with {remedy}",)
 
 
 def _measuring(device: Device, seed: int) -> Measure:

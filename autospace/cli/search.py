@@ -183,7 +183,7 @@ def command(
         _save_family(session, result, outputs)
     else:
         _save_network(session, result, output)
-    for path in (state, step.family_state(state), record):
+    for path in (state, step.family_state(state), step.card_copy(state), record):
         path.unlink(missing_ok=True)
     result.check()
 
