@@ -528,18 +528,22 @@ def search_space(
         if clock.due():
             save()
 
+    between_steps = True
     try:
         while run.step < options.steps:
             with undivided():
+                between_steps = False
                 line = run.run_step(save_now_and_then)
                 if line is not None:
                     journal.add(line)
+                between_steps = True
             if line is not None:
                 progress(run.step / options.steps, _message(line, limits, options))
             elif run.step % 5 == 0:
                 progress(run.step / options.steps, f"step {run.step}/{options.steps}")
     except KeyboardInterrupt:
-        save()
+        if between_steps:  # where Ctrl-C could not wait, half a step is left to be done again
+            save()
         raise
     if not run.finite:
         raise AutospaceError(
