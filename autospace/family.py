@@ -20,6 +20,7 @@ import torch
 from autospace.checkpoint import Checkpoint, saved_state
 from autospace.cost import CostTable, Limit, format_cost
 from autospace.data import Data
+from autospace.distributed import ALONE, Ranks
 from autospace.events import Progress, silent
 from autospace.files import content_hash
 from autospace.proxyless import SearchedNet, SearchOptions, SearchRun
@@ -108,6 +109,7 @@ def learn_family(
     *,
     options: SearchOptions,
     seed: Seed,
+    ranks: Ranks = ALONE,
     state: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[SearchedNet, ...]:
@@ -119,6 +121,7 @@ def learn_family(
         members: limits of each, from `family_limits`.
         options: of the search.
         seed: of batches and paths.
+        ranks: the processes that share each batch; only the first writes files.
         state: where finished members are kept, and taken from if they are there.
         progress: is told as it goes.
 
@@ -131,6 +134,7 @@ def learn_family(
          [table.values for table in searched.tables]]
     )  # fmt: skip
     saved = saved_state(state, _KIND, digest)
+    ranks.wait()
     found: dict[str, torch.Tensor] = dict(saved.tensors) if saved else {}
     steps = max(_LEAST_STEPS, searched.alpha_steps // 2)
     for number, limits in enumerate(members[:-1]):
@@ -143,9 +147,9 @@ def learn_family(
                 )
 
             found[str(number)] = _continued(
-                searched, data, limits, options, seed.child("family", number), steps, told
+                searched, data, limits, options, seed.child("family", number), steps, told, ranks
             )
-            if state is not None:
+            if state is not None and ranks.first:
                 Checkpoint(_KIND, found, {"digest": digest}).save(state)
     return (
         *(
@@ -164,14 +168,15 @@ def _continued(
     seed: Seed,
     steps: int,
     told: Callable[[int], None],
+    ranks: Ranks,
 ) -> torch.Tensor:
     """α after more steps under other limits, shape ``(blocks, most candidates)``."""
     start = torch.from_numpy(tilted(searched.alpha.double().numpy(), searched.tables, limits))
     run = SearchRun(
         options, data, seed, searched.net,
         torch.optim.SGD(searched.net.parameters(), lr=options.learning_rate),
-        limits, searched.tables, start.to(searched.alpha.dtype),
-        list(searched.multipliers), searched.scale, searched.alpha_steps,
+        limits, searched.tables, start.to(searched.alpha.dtype, copy=True),
+        list(searched.multipliers), searched.scale, searched.alpha_steps, ranks=ranks,
     )  # fmt: skip
     for step in range(1, steps + 1):
         run.step = options.steps + step  # of which the sampled pairs are drawn

@@ -33,6 +33,7 @@ from autospace.checkpoint import (
 from autospace.checks import check_rules, finite_loss
 from autospace.cost import Cost, CostTable, Limit, format_cost
 from autospace.data import Data
+from autospace.distributed import ALONE, Ranks, share_norms
 from autospace.events import Journal, Progress, SaveClock, silent, undivided
 from autospace.files import content_hash
 from autospace.network import weight_decay_groups
@@ -196,6 +197,7 @@ class SearchRun:
         saved_step: the step of the state that is on disk; None if there is none.
         family: limits that the weights shall serve: each path is drawn for one of them, from α
             tilted to keep it; empty for the given limits alone.
+        ranks: the processes that share each batch.
     """
 
     options: SearchOptions
@@ -212,6 +214,7 @@ class SearchRun:
     step: int = 0
     saved_step: int | None = None
     family: Sequence[Sequence[Limit]] = ()
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.expected = [table.expected(torch.float64) for table in self.tables]
@@ -296,12 +299,14 @@ class SearchRun:
         for group in self.optimizer.param_groups:
             group["lr"] = max(rate, 1e-3 * options.learning_rate)
         self.net.train()
-        loss = functional.cross_entropy(
+        images, labels, share = self.ranks.share(images, labels)
+        loss = share * functional.cross_entropy(
             self.net(images, path), labels, label_smoothing=options.label_smoothing
         )
         value = self._finite(loss, f"weight step {self.step + 1}")
         proven()
         loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum(weight.grad for weight in self.weights if weight.grad is not None)
         self.optimizer.step()
         # Now and not before the next backward: an α step in between has no use for them.
         self.optimizer.zero_grad(set_to_none=True)
@@ -329,12 +334,14 @@ class SearchRun:
         gates = self.alpha.new_zeros(len(path), max(map(len, asked)), requires_grad=True)
         for weight in self.weights:
             weight.requires_grad_(False)
+        images, labels, share = self.ranks.share(images, labels)
         try:
-            loss = functional.cross_entropy(
+            loss = share * functional.cross_entropy(
                 self.net.forward_gated(images, path, asked, gates), labels
             )
             value = self._finite(loss, f"α step after weight step {self.step}")
             (slope,) = torch.autograd.grad(loss, gates)
+            self.ranks.sum([slope])
         finally:
             for weight in self.weights:
                 weight.requires_grad_(True)
@@ -369,12 +376,12 @@ class SearchRun:
         kept = "nothing was saved yet"
         if self.saved_step is not None:
             kept = f"the state of step {self.saved_step} is kept"
-        return finite_loss(loss, f"search, {where}", kept)
+        return finite_loss(self.ranks.total(loss), f"search, {where}", kept)
 
     def _constrain(self, loss: float) -> list[float]:
         """Moves α along the cost term; returns the expected cost of each limit."""
         options = self.options
-        free = self.alpha.double().requires_grad_()
+        free = self.alpha.detach().to(torch.float64, copy=True).requires_grad_()
         expected, step = [], torch.zeros_like(self.alpha, dtype=torch.float64)
         for number, (limit, term) in enumerate(zip(self.limits, self.expected, strict=True)):
             cost = term.from_logits(free)
@@ -460,6 +467,7 @@ def search_space(
     options: SearchOptions | None = None,
     seed: Seed | None = None,
     family: Sequence[Sequence[Limit]] = (),
+    ranks: Ranks = ALONE,
     state: Path | None = None,
     log: Path | None = None,
     progress: Progress = silent,
@@ -474,6 +482,7 @@ def search_space(
         options: how to search.
         seed: of everything random.
         family: other limits, in the limits' order, that the weights shall serve as well.
+        ranks: the processes that share each batch; only the first writes files.
         state: where the state is saved as it goes, and resumed from if it is there.
         log: the JSON-lines log.
         progress: is told after every step that is logged.
@@ -498,6 +507,8 @@ def search_space(
         seed.torch_generator("weights"),
         share=options.share_weights,
     )
+    if ranks.size > 1:
+        share_norms(net)
     optimizer = torch.optim.SGD(
         weight_decay_groups(net.named_parameters(), options.weight_decay),
         lr=options.learning_rate,
@@ -508,7 +519,9 @@ def search_space(
     first = 1e-3 * torch.randn(alpha.shape, generator=seed.torch_generator("alpha"))
     for index, blocks in enumerate(candidates):
         alpha[index, : len(blocks)] = first[index, : len(blocks)]
-    run = SearchRun(options, data, seed, net, optimizer, limits, tables, alpha, family=family)
+    run = SearchRun(
+        options, data, seed, net, optimizer, limits, tables, alpha, family=family, ranks=ranks
+    )
     digest = content_hash(
         [space.hash, asdict(options), seed.root, data.description,
          [limit.to_json() for limit in limits], [table.values for table in tables],
@@ -517,11 +530,12 @@ def search_space(
     saved = saved_state(state, _KIND, digest)
     if saved is not None:
         run.restore(saved)
-    journal = Journal(log, keep=saved.meta["lines"] if saved else 0)
+    ranks.wait()  # until all have read what the first will write over
+    journal = Journal(log if ranks.first else None, keep=saved.meta["lines"] if saved else 0)
     clock = SaveClock()
 
     def save() -> None:
-        if state is not None:
+        if state is not None and ranks.first:
             run.save(state, digest, len(journal.lines))
 
     def save_now_and_then() -> None:

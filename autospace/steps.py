@@ -37,6 +37,7 @@ from devices.measurement import Measurement
 if TYPE_CHECKING:
     import onnx
 
+    from autospace.distributed import Ranks
     from autospace.evolution import EvolutionOptions
     from autospace.genotype import Block
     from autospace.onnx_export import ExportCheck
@@ -519,6 +520,7 @@ def search(
         space, budget, latency, device, statistic, data, options, seed, measure, state, progress
     )
     searched = asked.train(state=state, log=log, progress=progress)
+    asked.ranks.leave()
     measuring, warnings = asked.measuring(measure)
     chosen = choose_network(
         searched, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
@@ -652,10 +654,11 @@ def search_pareto(
         progress=lambda fraction, message: progress(0.7 * fraction, message),
     )
     family = learn_family(
-        searched, asked.data, limits, options=asked.options, seed=Seed(seed),
+        searched, asked.data, limits, options=asked.options, seed=Seed(seed), ranks=asked.ranks,
         state=family_state(state) if state else None,
         progress=lambda fraction, message: progress(0.7 + 0.3 * fraction, message),
     )  # fmt: skip
+    asked.ranks.leave()
     measuring, warnings = asked.measuring(measure)
     chosen = choose_family(
         family, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
@@ -689,6 +692,7 @@ class _Asked:
     costs: Mapping[str, Cost]
     limits: tuple[Limit, ...]
     seed: int
+    ranks: Ranks
     completed: tuple[str, ...] = ()
 
     @cached_property
@@ -722,7 +726,8 @@ class _Asked:
 
         return search_space(
             self.space, self.data, self.costs, self.limits, options=self.options,
-            seed=Seed(self.seed), family=family, state=state, log=log, progress=progress,
+            seed=Seed(self.seed), family=family, ranks=self.ranks, state=state, log=log,
+            progress=progress,
         )  # fmt: skip
 
     def measuring(self, measure: bool) -> tuple[Measure | None, list[str]]:
@@ -775,20 +780,22 @@ def _asked(
     state: Path | None,
     progress: Progress,
 ) -> _Asked:
+    from autospace.distributed import join
     from autospace.proxyless import SearchOptions
 
     check_limit_texts(budget, latency)
+    ranks = join()
     options = options or SearchOptions()
     options.check()
     costs = costs_of(space.skeleton, device, space.kernel_reading)
     completed: tuple[str, ...] = ()
     if device is not None and latency is not None:
         # Before the limits: a percentage of the reference must not rest on a guess either.
-        latency_cost, completed = _covered(space, device, seed, measure, state, progress)
+        latency_cost, completed = _covered(space, device, seed, measure, state, ranks, progress)
         costs["latency_ms"] = latency_cost
     limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
     data = data or load_proxy("digits", None, space.skeleton)
-    return _Asked(space, device, data, options, costs, limits, seed, completed)
+    return _Asked(space, device, data, options, costs, limits, seed, ranks, completed)
 
 
 def _covered(
@@ -797,6 +804,7 @@ def _covered(
     seed: int,
     measure: bool,
     state: Path | None,
+    ranks: Ranks,
     progress: Progress,
 ) -> tuple[Cost, tuple[str, ...]]:
     """Latency with a measurement behind every entry of the space's table, and what to say of it.
@@ -817,7 +825,14 @@ def _covered(
             f"{card.name}: never measured {words}, which the space needs, and {why} measure them "
             f"now; add them to the card with {remedy}"
         )
+    if ranks.size > 1 and state is None:
+        raise UsageError(
+            f"{card.name}: lacks {words}, and {ranks.size} processes need a place to share what "
+            f"is measured; give a state, or add them to the card with {remedy}"
+        )
     progress(0.0, f"measuring {words}, which {card.name} lacks")
+    if not ranks.first:
+        ranks.wait()  # then everything is measured, and the card is opened at once
     with TemporaryDirectory() as folder:
         copy = card_copy(state) if state else Path(folder) / card.name
         if not copy.exists():
@@ -828,6 +843,8 @@ def _covered(
             rounds=_MISSING_ROUNDS, probes=0, seed=seed, update=True,
             models=networks_with(missing, space, device.card.settings.batch),
         )  # fmt: skip
+        if ranks.first:
+            ranks.wait()
         cost = _latency_cost(space.skeleton, fuller, space.kernel_reading)
         still = cost.missing(candidates)
     if still:

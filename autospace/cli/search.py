@@ -110,6 +110,9 @@ def command(
     adapted multiplier; an exact solver proposes networks, which are ranked on held-out data and
     measured on the device. Exit code 3 if none keeps the limits; the nearest is written anyway.
 
+    Started by torchrun, several processes share each batch of the training and get what one gets,
+    up to rounding; the first one measures and writes.
+
     \b
     Examples:
       autospace search --space space.json --budget 300M

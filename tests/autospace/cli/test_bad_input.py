@@ -457,6 +457,20 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(
     assert (folder / "architecture.json").read_bytes() == (folder / "whole.json").read_bytes()
 
 
+# -- processes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_commands_that_cannot_work_in_several_processes(
+    bad: Run, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    outcome = bad("train", "--arch", "arch.json")
+    assert outcome.code == USAGE
+    assert "train: cannot run in several processes, only search can; start it" in outcome.line
+
+
 # -- tables ----------------------------------------------------------------------------------------
 
 
