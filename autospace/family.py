@@ -182,4 +182,6 @@ def _continued(
         run.step = options.steps + step  # of which the sampled pairs are drawn
         run.alpha_step()
         told(step)
+    if options.constraint == "lagrangian":
+        run.settle()
     return run.alpha

@@ -6,10 +6,12 @@ term. α moves by the gradient of two sampled paths, which keep their common pro
 ``two``, section 3.2.1), or by that of every candidate's binary gate (rule ``full_v2`` of the
 paper's code, the full sum of Eq. 4).
 
-This project's: the weight of the cost term is a multiplier, adapted until the expectation keeps
-the limit (augmented Lagrangian), instead of a fixed exponent or factor; α moves by gradients
-divided by one running scale, so that loss and cost stay in one unit; the network is then chosen
-by an exact solver, ranked on held-out data, and measured on the device.
+This project's: the weight of the cost term is a multiplier, adapted until the expectation meets
+the limit (augmented Lagrangian), instead of a fixed exponent or factor. While every limit has
+room, the tightest one draws, so that the paths that are trained are of the size that will be
+chosen; at the end α is tilted onto the limit exactly. α moves by gradients divided by one running
+scale, so that loss and cost stay in one unit; the network is then chosen by an exact solver,
+ranked on held-out data, and measured on the device.
 """
 
 from __future__ import annotations
@@ -167,6 +169,14 @@ class SearchedNet:
             row[: len(blocks)].tolist()
             for row, blocks in zip(rows, self.net.candidates, strict=True)
         ]
+
+    @property
+    def expected(self) -> tuple[float, ...]:
+        """The expected cost of each limit's metric."""
+        alpha = self.alpha.double()
+        return tuple(
+            table.expected(torch.float64).from_logits(alpha).item() for table in self.tables
+        )
 
     def architecture(self, choice: Sequence[int]) -> Architecture:
         """The network of a choice of candidates, in the target's skeleton."""
@@ -383,17 +393,26 @@ class SearchRun:
         options = self.options
         free = self.alpha.detach().to(torch.float64, copy=True).requires_grad_()
         expected, step = [], torch.zeros_like(self.alpha, dtype=torch.float64)
+        with torch.no_grad():
+            shares = [
+                term.from_logits(free).item() / limit.value
+                for limit, term in zip(self.limits, self.expected, strict=True)
+            ]
+        tightest = max(shares, default=0.0)
         for number, (limit, term) in enumerate(zip(self.limits, self.expected, strict=True)):
             cost = term.from_logits(free)
             relative = cost / limit.value
             (slope,) = torch.autograd.grad(relative, free)
             excess = relative.item() - 1
             if options.constraint == "lagrangian":
-                self.multipliers[number] = max(
-                    0.0, self.multipliers[number] + options.constraint_rate * excess
-                )
-                # The quadratic part of the augmented Lagrangian acts while the limit is exceeded.
-                weight = (self.multipliers[number] + 4 * max(0.0, excess)) * slope.numel()
+                binding = shares[number] == tightest
+                # Below 0 it draws towards the limit, and only the tightest one, only up to it.
+                floor = -np.inf if binding and excess < 0 else 0.0
+                before = max(floor, self.multipliers[number])
+                self.multipliers[number] = max(floor, before + options.constraint_rate * excess)
+                # The quadratic part of the augmented Lagrangian, on the same side.
+                force = excess if binding else max(0.0, excess)
+                weight = (self.multipliers[number] + 4 * force) * slope.numel()
             elif options.constraint == "add#linear":
                 weight = options.constraint_weight / (self.scale**0.5 + 1e-12)
             else:
@@ -413,6 +432,11 @@ class SearchRun:
             expected.append(cost.item())
         self.alpha -= (options.alpha_rate * step).to(self.alpha.dtype)
         return expected
+
+    def settle(self) -> None:
+        """Puts the expectation onto the tightest limit: the last step, without its noise."""
+        settled = tilted(self.alpha.double().numpy(), self.tables, self.limits, fill=True)
+        self.alpha.copy_(torch.from_numpy(settled))
 
     @property
     def finite(self) -> bool:
@@ -565,6 +589,8 @@ def search_space(
             "learning rate"
         )
     save()
+    if options.constraint == "lagrangian" and run.alpha_steps:
+        run.settle()
     return SearchedNet(
         space, net, run.alpha, tables, tuple(limits), tuple(journal.lines),
         tuple(run.multipliers), run.scale, run.alpha_steps,

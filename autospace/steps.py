@@ -437,12 +437,14 @@ class SearchResult:
         chosen: every candidate and the verdict.
         limits: as resolved.
         warnings: to be repeated.
+        expected: the expected cost of each limit's metric, where the search ended.
     """
 
     architecture: Architecture
     chosen: Chosen
     limits: tuple[Limit, ...]
     warnings: tuple[str, ...]
+    expected: tuple[float, ...] = ()
 
     def check(self) -> None:
         """Raises when the limits are not kept.
@@ -764,7 +766,9 @@ class _Asked:
                 "warnings": list(warnings),
             },
         )
-        return SearchResult(architecture, chosen, searched.limits, tuple(warnings))
+        return SearchResult(
+            architecture, chosen, searched.limits, tuple(warnings), searched.expected
+        )
 
 
 def _asked(

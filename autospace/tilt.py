@@ -24,7 +24,11 @@ _STRONGEST = 1e6
 
 
 def tilted(
-    alpha: NDArray[np.float64], tables: Sequence[CostTable], limits: Sequence[Limit]
+    alpha: NDArray[np.float64],
+    tables: Sequence[CostTable],
+    limits: Sequence[Limit],
+    *,
+    fill: bool = False,
 ) -> NDArray[np.float64]:
     """α whose expected costs keep the limits, as near to the given one as can be.
 
@@ -32,10 +36,12 @@ def tilted(
         alpha: shape ``(blocks, most candidates)``, -inf where a block has fewer.
         tables: one for each limit.
         limits: upper bounds for the expected network.
+        fill: tilt towards larger networks too, until one limit is met.
 
     Returns:
-        In the same shape; ``alpha`` itself where it keeps the limits, and very near to the
-        smallest network where nothing else does.
+        In the same shape; ``alpha`` itself where it keeps the limits (with ``fill``, where not
+        even the largest network meets one), and very near to the smallest network where nothing
+        else keeps them.
     """
     real = np.isfinite(alpha)
     shares = []
@@ -55,11 +61,19 @@ def tilted(
         p = powers / powers.sum(1, keepdims=True)
         return all((p * share).sum() + fixed <= 1 for share, fixed in shares)
 
+    weak, strong = 0.0, 0.0
     if kept(0.0):
-        return alpha
-    weak, strong = 0.0, 1.0
-    while not kept(strong) and strong < _STRONGEST:
-        weak, strong = strong, 4 * strong
+        if not fill or not limits:
+            return alpha
+        weak = -1.0
+        while kept(weak):
+            if weak < -_STRONGEST:
+                return alpha
+            weak, strong = 4 * weak, weak
+    else:
+        strong = 1.0
+        while not kept(strong) and strong < _STRONGEST:
+            weak, strong = strong, 4 * strong
     for _ in range(_HALVINGS):
         middle = (weak + strong) / 2
         weak, strong = (weak, middle) if kept(middle) else (middle, strong)

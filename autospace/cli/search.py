@@ -202,8 +202,15 @@ def _outputs(output: Path, members: int | None) -> list[Path]:
 def _save_network(session: Session, result: SearchResult, output: Path) -> None:
     from dataclasses import asdict
 
+    from autospace.cost import format_cost
+
     best, chosen = result.chosen.best, result.chosen
     result.architecture.save(output)
+    ends = [
+        f"{format_cost(limit.metric, cost)} of {limit}"
+        for limit, cost in zip(result.limits, result.expected, strict=True)
+    ]
+    session.say(f"expected at the end: {' · '.join(ends)}")
     session.table(
         ("round", "candidate", "val. accuracy", "MAdds", "predicted", "measured", "kept"),
         [
@@ -212,6 +219,10 @@ def _save_network(session: Session, result: SearchResult, output: Path) -> None:
             for one in row
         ],
     )
+    for number, one in enumerate(chosen.recalibrations[1:], 2):
+        session.say(
+            f"recalibrated for round {number}: {one.factor:.3f} × predicted {one.offset_ms:+.3g} ms"
+        )
     session.say(
         f"{output}: {best.architecture.hash} · {best.architecture.params / 1e6:.4g}M parameters · "
         f"{best.madds / 1e6:.4g}M multiply-adds"
@@ -223,6 +234,7 @@ def _save_network(session: Session, result: SearchResult, output: Path) -> None:
             "architecture": str(output),
             "kept": chosen.kept,
             "limits": [limit.to_json() for limit in result.limits],
+            "expected": list(result.expected),
             "recalibrations": [asdict(one) for one in chosen.recalibrations],
             "rounds": [[one.to_json() for one in row] for row in chosen.rounds],
             **result.architecture.to_json(),

@@ -49,6 +49,28 @@ def test_the_tighter_of_two_decides() -> None:
     assert max(shares) == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.parametrize("value", [34.0, 38.0, 45.0])
+def test_room_is_filled_only_when_asked_for(value: float) -> None:
+    limit = _limit(TABLE, value)
+    assert _cost(ALPHA, TABLE) < value
+    assert tilted(ALPHA, [TABLE], [limit]) is ALPHA
+    found = tilted(ALPHA, [TABLE], [limit], fill=True)
+    assert _cost(found, TABLE) == pytest.approx(value, rel=1e-6)
+
+
+def test_room_is_filled_up_to_the_tighter_of_two() -> None:
+    limits = [_limit(TABLE, 45.0), _limit(OTHER, 12.0)]
+    found = tilted(ALPHA, [TABLE, OTHER], limits, fill=True)
+    shares = _cost(found, TABLE) / 45.0, _cost(found, OTHER) / 12.0
+    assert max(shares) == pytest.approx(1, rel=1e-6)
+
+
+def test_a_limit_above_everything_is_not_filled() -> None:
+    limit = _limit(TABLE, 2 * TABLE.largest)
+    assert tilted(ALPHA, [TABLE], [limit], fill=True) is ALPHA
+    assert tilted(ALPHA, [], [], fill=True) is ALPHA
+
+
 def test_an_impossible_limit_ends_near_the_smallest_network() -> None:
     found = tilted(ALPHA, [TABLE], [_limit(TABLE, 12.9)])
     assert _cost(found, TABLE) == pytest.approx(TABLE.smallest, abs=1e-6)
