@@ -1,8 +1,8 @@
 """autospace: the most accurate network for a device and a limit, with proof that it fits.
 
-The chain as functions: `profile`, `evolve`, `search`, `train`, `export`, `benchmark`, and
-`predict`. Each takes and returns the frozen data classes that the files hold. Nothing heavy is
-imported before it is used.
+The chain as functions: `profile`, `evolve`, `search` (`search_pareto` for a family of limits),
+`train`, `export`, `benchmark`, and `predict`. Each takes and returns the frozen data classes that
+the files hold. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         predict,
         profile,
         search,
+        search_pareto,
         train,
     )
 
@@ -39,6 +40,7 @@ __all__ = [
     "predict",
     "profile",
     "search",
+    "search_pareto",
     "train",
 ]
 
@@ -50,7 +52,17 @@ _HOMES = {
     "Zero": "autospace.genotype",
     "Skeleton": "autospace.skeleton",
     **dict.fromkeys(
-        ("benchmark", "evolve", "export", "open_device", "predict", "profile", "search", "train"),
+        (
+            "benchmark",
+            "evolve",
+            "export",
+            "open_device",
+            "predict",
+            "profile",
+            "search",
+            "search_pareto",
+            "train",
+        ),
         "autospace.steps",
     ),
 }

@@ -29,15 +29,18 @@ def check_rules(what: str, rules: Iterable[tuple[bool, str]]) -> None:
             raise UsageError(f"{what}: {message}")
 
 
-def finite_loss(loss: Tensor, where: str) -> float:
+def finite_loss(loss: Tensor, where: str, kept: str = "the saved state is kept") -> float:
     """The value of a loss.
+
+    Args:
+        loss: a scalar.
+        where: which step of what.
+        kept: what is left of the work.
 
     Raises:
         AutospaceError: it is no longer a number; training on would destroy what was saved.
     """
     value = loss.item()
     if not math.isfinite(value):
-        raise AutospaceError(
-            f"{where}: the loss is {value}; lower the learning rate (the saved state is kept)"
-        )
+        raise AutospaceError(f"{where}: the loss is {value}; lower the learning rate ({kept})")
     return value

@@ -239,7 +239,7 @@ def _section(kind: Any, document: Mapping[str, Any], name: str) -> Any:
                 value, strict=annotation is not float
             )
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            reason = error.errors()[0]["msg"].replace("Input should", "must")
             if annotation is str:
                 reason += f'; write {key} = "{value}"'
             raise InvalidInputError(f"{where} = {value!r}: {reason}") from None

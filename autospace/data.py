@@ -397,7 +397,9 @@ def load_data(
         data = _load_array(name, root, resolution or _NATIVE[name], channels)
     present = len(np.unique(data.train.labels))
     if present < 2:
-        raise InvalidInputError(f"{name}: {present} class in the training data; needs at least 2")
+        raise InvalidInputError(
+            f"{root or name}: {present} class in the training data; needs at least 2 with images"
+        )
     return data
 
 
@@ -553,7 +555,7 @@ def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     chunks = [
         interpolate(
-            torch.from_numpy(np.ascontiguousarray(chunk)).float(),
+            torch.from_numpy(np.array(chunk)).float(),  # a copy: files are read-only memory
             size=(size, size),
             mode="bilinear",
             antialias=True,

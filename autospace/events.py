@@ -7,12 +7,15 @@ JSON-lines log beside the state, cut back to the resumed step so that no line st
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Journal", "Progress", "SaveClock", "Watch", "silent", "unwatched"]
+__all__ = ["Journal", "Progress", "SaveClock", "Watch", "silent", "undivided", "unwatched"]
 
 Progress = Callable[[float, str], None]
 """Called with the fraction done (0 to 1) and a line to show."""
@@ -27,6 +30,26 @@ def silent(fraction: float, message: str) -> None:
 
 def unwatched(line: Mapping[str, Any]) -> None:
     """A `Watch` that looks away."""
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Lets Ctrl-C wait for the end of a step: half a step must not be saved as a whole one.
+
+    Outside the main thread, and where somebody else handles the signal, it does nothing.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 class SaveClock:

@@ -22,6 +22,7 @@ __all__ = [
     "apply_node",
     "build_network",
     "initialise",
+    "last_uses",
     "node_module",
     "weight_decay_groups",
 ]
@@ -95,6 +96,14 @@ def apply_node(node: Node, module: nn.Module | None, inputs: Sequence[Tensor]) -
     return module(inputs[0].flatten(1))  # type: ignore[no-any-return]
 
 
+def last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
+    """For each node the names of the values that are not needed after it."""
+    last_use = {name: index for index, node in enumerate(nodes) for name in node.inputs}
+    return tuple(
+        tuple(name for name, use in last_use.items() if use == index) for index in range(len(nodes))
+    )
+
+
 class NodeGraph(nn.Module):
     """Runs nodes in order; the last one's value is the result.
 
@@ -109,11 +118,7 @@ class NodeGraph(nn.Module):
             module = node_module(node, track=track)
             if module is not None:
                 self.layers[node.name] = module
-        last_use = {name: index for index, node in enumerate(self.nodes) for name in node.inputs}
-        self._drop = [
-            tuple(name for name, use in last_use.items() if use == index)
-            for index in range(len(self.nodes))
-        ]
+        self._drop = last_uses(self.nodes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(batch, channels, h, w)`` to the last node's value."""

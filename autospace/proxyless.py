@@ -1,21 +1,25 @@
 """ProxylessNAS: a supernet with binarised gates, searched under hard limits.
 
 The paper's (Cai, Zhu, Han, arXiv 1812.00332): one active path, architecture parameters α learned
-on held-out data from two sampled paths (rule ``two``), which keep their common probability, and
-the expected cost Σ_blocks Σ_k p_k · T[block, k] + fixed as a differentiable term.
+on held-out data, and the expected cost Σ_blocks Σ_k p_k · T[block, k] + fixed as a differentiable
+term. α moves by the gradient of two sampled paths, which keep their common probability (rule
+``two``, section 3.2.1), or by that of every candidate's binary gate (rule ``full_v2`` of the
+paper's code, the full sum of Eq. 4).
 
-This project's: the weight of the cost term is a multiplier, adapted until the expectation keeps
-the limit (augmented Lagrangian), instead of a fixed exponent or factor; α moves by gradients
-divided by one running scale, so that loss and cost stay in one unit; the network is then chosen
-by an exact solver, ranked on held-out data, and measured on the device.
+This project's: the weight of the cost term is a multiplier, adapted until the expectation meets
+the limit (augmented Lagrangian), instead of a fixed exponent or factor. While every limit has
+room, the tightest one draws, so that the paths that are trained are of the size that will be
+chosen; at the end α is tilted onto the limit exactly. α moves by gradients divided by one running
+scale, so that loss and cost stay in one unit; the network is then chosen by an exact solver,
+ranked on held-out data, and measured on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,18 +35,22 @@ from autospace.checkpoint import (
 from autospace.checks import check_rules, finite_loss
 from autospace.cost import Cost, CostTable, Limit, format_cost
 from autospace.data import Data
-from autospace.events import Journal, Progress, SaveClock, silent
+from autospace.distributed import ALONE, Ranks, share_norms
+from autospace.events import Journal, Progress, SaveClock, silent, undivided
 from autospace.files import content_hash
 from autospace.network import weight_decay_groups
 from autospace.seeding import Seed
 from autospace.select import check_limits
 from autospace.space import Architecture, SearchSpace
-from autospace.supernet import GatedNet, PathPair
+from autospace.supernet import GatedNet
+from autospace.tilt import tilted
+from devices.errors import AutospaceError
 
-__all__ = ["SearchOptions", "SearchedNet", "search_space"]
+__all__ = ["SearchOptions", "SearchRun", "SearchedNet", "search_space"]
 
 _KIND = "autospace.search"
 ConstraintForm = Literal["lagrangian", "mul#log", "add#linear"]
+UpdateRule = Literal["two", "full_v2"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class SearchOptions:
         weight_decay: of the weights.
         label_smoothing: of the weights' loss.
         alpha_rate: size of an α step, relative to the running scale of its gradients.
+        update_rule: ``two`` learns α from two sampled candidates a block; ``full_v2`` from all of
+            them, which takes as many forward passes (both the paper's).
         constraint: ``lagrangian`` adapts the weight of the cost term; ``mul#log`` and
             ``add#linear`` are the paper's and its code's fixed forms.
         constraint_rate: how fast the multiplier grows (``lagrangian``).
@@ -75,6 +85,7 @@ class SearchOptions:
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
     alpha_rate: float = 0.2
+    update_rule: UpdateRule = "two"
     constraint: ConstraintForm = "lagrangian"
     constraint_rate: float = 0.1
     constraint_weight: float = 0.6
@@ -102,6 +113,22 @@ class SearchOptions:
                     0 < self.learning_rate < float("inf"),
                     f"learning_rate {self.learning_rate}: above 0 and finite",
                 ),
+                (self.weight_decay >= 0, f"weight_decay {self.weight_decay}: at least 0"),
+                (0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing}: 0 to 1"),
+                (self.alpha_rate > 0, f"alpha_rate {self.alpha_rate}: above 0"),
+                (
+                    self.constraint_rate >= 0 and self.constraint_weight >= 0,
+                    f"constraint_rate {self.constraint_rate}, constraint_weight "
+                    f"{self.constraint_weight}: at least 0",
+                ),
+                (
+                    self.update_rule in get_args(UpdateRule),
+                    f"update_rule {self.update_rule!r}: must be two or full_v2",
+                ),
+                (
+                    self.constraint in get_args(ConstraintForm),
+                    f"constraint {self.constraint!r}: must be lagrangian, mul#log or add#linear",
+                ),
                 (self.proposals >= 1, f"proposals {self.proposals}: at least 1"),
                 (1 <= self.rounds <= 20, f"rounds {self.rounds}: 1 to 20"),
             ),
@@ -119,6 +146,9 @@ class SearchedNet:
         tables: by limit, in the limits' order.
         limits: the limits.
         log: one line for each logged step.
+        multipliers: where those of the limits ended, one for each.
+        scale: where the running mean square of α's gradients ended.
+        alpha_steps: how many α steps were made.
     """
 
     space: SearchSpace
@@ -127,6 +157,9 @@ class SearchedNet:
     tables: tuple[CostTable, ...]
     limits: tuple[Limit, ...]
     log: tuple[Mapping[str, Any], ...] = ()
+    multipliers: tuple[float, ...] = ()
+    scale: float = 0.0
+    alpha_steps: int = 0
 
     @property
     def probabilities(self) -> list[list[float]]:
@@ -137,6 +170,14 @@ class SearchedNet:
             for row, blocks in zip(rows, self.net.candidates, strict=True)
         ]
 
+    @property
+    def expected(self) -> tuple[float, ...]:
+        """The expected cost of each limit's metric."""
+        alpha = self.alpha.double()
+        return tuple(
+            table.expected(torch.float64).from_logits(alpha).item() for table in self.tables
+        )
+
     def architecture(self, choice: Sequence[int]) -> Architecture:
         """The network of a choice of candidates, in the target's skeleton."""
         blocks = tuple(
@@ -146,8 +187,28 @@ class SearchedNet:
 
 
 @dataclass
-class _Search:
-    """The state of a run: everything that a checkpoint has to hold."""
+class SearchRun:
+    """A search as it goes: everything that a checkpoint has to hold.
+
+    Attributes:
+        options: how to search.
+        data: weights learn on its training split, α on its validation split.
+        seed: of paths, batches and pairs.
+        net: the supernet.
+        optimizer: of its weights.
+        limits: upper bounds for the expected network.
+        tables: one for each limit.
+        alpha: architecture parameters, shape ``(blocks, most candidates)``, -inf where none;
+            changed in place.
+        multipliers: one for each limit.
+        scale: the running mean square of α's gradients.
+        alpha_steps: how many were made.
+        step: weight steps that were made.
+        saved_step: the step of the state that is on disk; None if there is none.
+        family: limits that the weights shall serve: each path is drawn for one of them, from α
+            tilted to keep it; empty for the given limits alone.
+        ranks: the processes that share each batch.
+    """
 
     options: SearchOptions
     data: Data
@@ -161,20 +222,30 @@ class _Search:
     scale: float = 0.0
     alpha_steps: int = 0
     step: int = 0
+    saved_step: int | None = None
+    family: Sequence[Sequence[Limit]] = ()
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.expected = [table.expected(torch.float64) for table in self.tables]
         self.multipliers = self.multipliers or [0.0] * len(self.limits)
         self.weights = list(self.net.parameters())
 
-    def run_step(self) -> dict[str, Any] | None:
-        """One weight step, and an α step when it is due; returns a log line with the latter."""
-        loss = self._weight_step()
-        self.step += 1
+    def run_step(self, proven: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
+        """One weight step, and an α step when it is due; returns a log line with the latter.
+
+        Args:
+            proven: is called when a finite loss has shown that the state before this step is
+                good, and nothing has changed it yet: the time to save.
+
+        Raises:
+            AutospaceError: a loss is no longer a number.
+        """
+        loss = self.weight_step(proven)
         learning = self.step > self.options.warmup
         if not learning or self.step % self.options.alpha_every:
             return None
-        alpha_loss, expected = self._alpha_step()
+        alpha_loss, expected = self.alpha_step()
         probabilities = torch.softmax(self.alpha, 1)
         entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1).mean()
         return {
@@ -191,63 +262,22 @@ class _Search:
             "entropy": entropy.item(),
         }
 
-    def _sampled_path(self, random: np.random.Generator) -> list[int]:
-        rows = torch.softmax(self.alpha, 1).double().numpy()
+    def sampled_path(self) -> list[int]:
+        """The candidates that the coming weight step trains."""
+        random = self.seed.generator("path", self.step)
+        alpha = self.alpha
+        if self.family:
+            limits = self.family[int(random.integers(len(self.family)))]
+            alpha = torch.from_numpy(tilted(alpha.double().numpy(), self.tables, limits))
+        rows = torch.softmax(alpha, 1).double().numpy()
         return [int(random.choice(len(row), p=row / row.sum())) for row in rows]
 
-    def _weight_step(self) -> float:
-        options = self.options
-        images, labels = self.data.training_batch(
-            self.data.train, options.batch, self.step, self.seed.child("train")
-        )
-        path = self._sampled_path(self.seed.generator("path", self.step))
-        rate = options.learning_rate * 0.5 * (1 + np.cos(np.pi * self.step / options.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = max(rate, 1e-3 * options.learning_rate)
-        self.net.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(
-            self.net(images, path), labels, label_smoothing=options.label_smoothing
-        )
-        value = finite_loss(loss, f"search, weight step {self.step}")
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return value
+    def sampled_pairs(self) -> list[tuple[int, int]]:
+        """Two different candidates a block by probability, for the coming α step.
 
-    def _alpha_step(self) -> tuple[float, list[float]]:
-        options = self.options
+        The first of each is active; which one is first goes by their shares.
+        """
         random = self.seed.generator("pair", self.step)
-        images, labels = self.data.training_batch(
-            self.data.validation, options.batch, self.alpha_steps, self.seed.child("alpha")
-        )
-        pairs = self._sampled_pairs(random)
-        gates = torch.tensor([[1.0, 0.0]] * len(pairs), requires_grad=True)
-        for weight in self.weights:
-            weight.requires_grad_(False)
-        try:
-            loss = functional.cross_entropy(self.net.forward_two(images, pairs, gates), labels)
-            value = finite_loss(loss, f"search, α step {self.step}")
-            (slope,) = torch.autograd.grad(loss, gates)
-        finally:
-            for weight in self.weights:
-                weight.requires_grad_(True)
-        index = torch.tensor(pairs)
-        pair_alpha = self.alpha.gather(1, index)
-        p = torch.softmax(pair_alpha, 1)
-        # ∂L/∂α_i ≈ Σ_j ∂L/∂g_j · p_j (δ_ij - p_i), over the two sampled paths (section 3.2.1).
-        direction = p * (slope - (slope * p).sum(1, keepdim=True))
-        square = float(direction.square().mean())
-        self.scale = square if not self.alpha_steps else 0.95 * self.scale + 0.05 * square
-        unit = self.scale**0.5 + 1e-12
-        moved = pair_alpha - options.alpha_rate * direction / unit
-        # The two keep their common probability; those not sampled are as likely as before.
-        moved += pair_alpha.logsumexp(1, keepdim=True) - moved.logsumexp(1, keepdim=True)
-        self.alpha.scatter_(1, index, moved)
-        self.alpha_steps += 1
-        return value, self._constrain(value)
-
-    def _sampled_pairs(self, random: np.random.Generator) -> list[PathPair]:
-        """Two different candidates a block by probability; the first is active with its share."""
         pairs = []
         rows = torch.softmax(self.alpha, 1).double().numpy()
         for row, blocks in zip(rows, self.net.candidates, strict=True):
@@ -261,22 +291,128 @@ class _Search:
             pairs.append((int(first), int(second)))
         return pairs
 
+    def weight_step(self, proven: Callable[[], None] = lambda: None) -> float:
+        """Trains the weights of one sampled path; returns the loss.
+
+        Args:
+            proven: as for `run_step`.
+
+        Raises:
+            AutospaceError: the loss is no longer a number.
+        """
+        options = self.options
+        images, labels = self.data.training_batch(
+            self.data.train, options.batch, self.step, self.seed.child("train")
+        )
+        path = self.sampled_path()
+        rate = options.learning_rate * 0.5 * (1 + np.cos(np.pi * self.step / options.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = max(rate, 1e-3 * options.learning_rate)
+        self.net.train()
+        images, labels, share = self.ranks.share(images, labels)
+        loss = share * functional.cross_entropy(
+            self.net(images, path), labels, label_smoothing=options.label_smoothing
+        )
+        value = self._finite(loss, f"weight step {self.step + 1}")
+        proven()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum(weight.grad for weight in self.weights if weight.grad is not None)
+        self.optimizer.step()
+        # Now and not before the next backward: an α step in between has no use for them.
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return value
+
+    def alpha_step(self) -> tuple[float, list[float]]:
+        """Moves α by one held-out batch and by the limits.
+
+        Returns:
+            The loss, and the expected cost of each limit.
+
+        Raises:
+            AutospaceError: the loss is no longer a number.
+        """
+        options = self.options
+        images, labels = self.data.training_batch(
+            self.data.validation, options.batch, self.alpha_steps, self.seed.child("alpha")
+        )
+        pairs = self.sampled_pairs()
+        path = [active for active, _ in pairs]
+        asked: Sequence[Sequence[int]] = pairs
+        if options.update_rule == "full_v2":
+            asked = [range(len(blocks)) for blocks in self.net.candidates]
+        gates = self.alpha.new_zeros(len(path), max(map(len, asked)), requires_grad=True)
+        for weight in self.weights:
+            weight.requires_grad_(False)
+        images, labels, share = self.ranks.share(images, labels)
+        try:
+            loss = share * functional.cross_entropy(
+                self.net.forward_gated(images, path, asked, gates), labels
+            )
+            value = self._finite(loss, f"α step after weight step {self.step}")
+            (slope,) = torch.autograd.grad(loss, gates)
+            self.ranks.sum([slope])
+        finally:
+            for weight in self.weights:
+                weight.requires_grad_(True)
+        if options.update_rule == "full_v2":
+            self._move(torch.arange(self.alpha.shape[1]).expand_as(self.alpha), slope)
+        else:
+            self._move(torch.tensor(pairs), slope)
+        self.alpha_steps += 1
+        return value, self._constrain(value)
+
+    def _move(self, index: Tensor, slope: Tensor) -> None:
+        """One step of α against the loss.
+
+        Args:
+            index: candidates in question, shape ``(blocks, count)``.
+            slope: the loss's gradient by their binary gates, in the same shape.
+        """
+        own = self.alpha.gather(1, index)
+        p = torch.softmax(own, 1)
+        # ∂L/∂α_i ≈ Σ_j ∂L/∂g_j · p_j (δ_ij - p_i): Eq. 4, over all or (section 3.2.1) over two.
+        direction = p * (slope - (slope * p).sum(1, keepdim=True))
+        real = own.isfinite()
+        square = float(direction[real].square().mean())
+        self.scale = square if not self.alpha_steps else 0.95 * self.scale + 0.05 * square
+        unit = self.scale**0.5 + 1e-12
+        moved = own - self.options.alpha_rate * direction / unit
+        # They keep their common probability; those not in question are as likely as before.
+        moved += own.logsumexp(1, keepdim=True) - moved.logsumexp(1, keepdim=True)
+        self.alpha.scatter_(1, index, moved)
+
+    def _finite(self, loss: Tensor, where: str) -> float:
+        kept = "nothing was saved yet"
+        if self.saved_step is not None:
+            kept = f"the state of step {self.saved_step} is kept"
+        return finite_loss(self.ranks.total(loss), f"search, {where}", kept)
+
     def _constrain(self, loss: float) -> list[float]:
         """Moves α along the cost term; returns the expected cost of each limit."""
         options = self.options
-        free = self.alpha.double().requires_grad_()
+        free = self.alpha.detach().to(torch.float64, copy=True).requires_grad_()
         expected, step = [], torch.zeros_like(self.alpha, dtype=torch.float64)
+        with torch.no_grad():
+            shares = [
+                term.from_logits(free).item() / limit.value
+                for limit, term in zip(self.limits, self.expected, strict=True)
+            ]
+        tightest = max(shares, default=0.0)
         for number, (limit, term) in enumerate(zip(self.limits, self.expected, strict=True)):
             cost = term.from_logits(free)
             relative = cost / limit.value
             (slope,) = torch.autograd.grad(relative, free)
             excess = relative.item() - 1
             if options.constraint == "lagrangian":
-                self.multipliers[number] = max(
-                    0.0, self.multipliers[number] + options.constraint_rate * excess
-                )
-                # The quadratic part of the augmented Lagrangian acts while the limit is exceeded.
-                weight = (self.multipliers[number] + 4 * max(0.0, excess)) * slope.numel()
+                binding = shares[number] == tightest
+                # Below 0 it draws towards the limit, and only the tightest one, only up to it.
+                floor = -np.inf if binding and excess < 0 else 0.0
+                before = max(floor, self.multipliers[number])
+                self.multipliers[number] = max(floor, before + options.constraint_rate * excess)
+                # The quadratic part of the augmented Lagrangian, on the same side.
+                force = excess if binding else max(0.0, excess)
+                weight = (self.multipliers[number] + 4 * force) * slope.numel()
             elif options.constraint == "add#linear":
                 weight = options.constraint_weight / (self.scale**0.5 + 1e-12)
             else:
@@ -294,10 +430,31 @@ class _Search:
                 )
             step += weight * slope
             expected.append(cost.item())
-        self.alpha -= (options.alpha_rate * step).float()
+        self.alpha -= (options.alpha_rate * step).to(self.alpha.dtype)
         return expected
 
+    def settle(self) -> None:
+        """Puts the expectation onto the tightest limit: the last step, without its noise."""
+        settled = tilted(self.alpha.double().numpy(), self.tables, self.limits, fill=True)
+        self.alpha.copy_(torch.from_numpy(settled))
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights, α and multipliers are numbers."""
+        weights = all(bool(weight.isfinite().all()) for weight in self.weights)
+        alpha = not bool((self.alpha.isnan() | self.alpha.isposinf()).any())
+        return weights and alpha and bool(np.isfinite([self.scale, *self.multipliers]).all())
+
     def save(self, path: Path, digest: str, lines: int) -> None:
+        """Writes the state, unless it is no longer one to go on from: the last good one stays.
+
+        Args:
+            path: the checkpoint.
+            digest: of what the search depends on.
+            lines: of the log so far.
+        """
+        if not self.finite:
+            return
         tensors = {f"net/{name}": value for name, value in self.net.state_dict().items()}
         tensors |= {
             f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()
@@ -312,13 +469,16 @@ class _Search:
             "multipliers": self.multipliers,
         }
         Checkpoint(_KIND, tensors, meta).save(path)
+        self.saved_step = self.step
 
     def restore(self, checkpoint: Checkpoint) -> None:
+        """Puts back what `save` wrote."""
         self.net.load_state_dict(checkpoint.part("net"))
         restore_optimizer(self.optimizer, checkpoint.part("optimizer"))
         self.alpha.copy_(checkpoint.tensors["alpha"])
         meta = checkpoint.meta
-        self.step, self.alpha_steps = meta["step"], meta["alpha_steps"]
+        self.step = self.saved_step = meta["step"]
+        self.alpha_steps = meta["alpha_steps"]
         self.scale, self.multipliers = meta["scale"], list(meta["multipliers"])
 
 
@@ -330,6 +490,8 @@ def search_space(
     *,
     options: SearchOptions | None = None,
     seed: Seed | None = None,
+    family: Sequence[Sequence[Limit]] = (),
+    ranks: Ranks = ALONE,
     state: Path | None = None,
     log: Path | None = None,
     progress: Progress = silent,
@@ -343,6 +505,8 @@ def search_space(
         limits: upper bounds for the expected network.
         options: how to search.
         seed: of everything random.
+        family: other limits, in the limits' order, that the weights shall serve as well.
+        ranks: the processes that share each batch; only the first writes files.
         state: where the state is saved as it goes, and resumed from if it is there.
         log: the JSON-lines log.
         progress: is told after every step that is logged.
@@ -367,6 +531,8 @@ def search_space(
         seed.torch_generator("weights"),
         share=options.share_weights,
     )
+    if ranks.size > 1:
+        share_norms(net)
     optimizer = torch.optim.SGD(
         weight_decay_groups(net.named_parameters(), options.weight_decay),
         lr=options.learning_rate,
@@ -377,33 +543,58 @@ def search_space(
     first = 1e-3 * torch.randn(alpha.shape, generator=seed.torch_generator("alpha"))
     for index, blocks in enumerate(candidates):
         alpha[index, : len(blocks)] = first[index, : len(blocks)]
-    run = _Search(options, data, seed, net, optimizer, limits, tables, alpha)
+    run = SearchRun(
+        options, data, seed, net, optimizer, limits, tables, alpha, family=family, ranks=ranks
+    )
     digest = content_hash(
         [space.hash, asdict(options), seed.root, data.description,
-         [limit.to_json() for limit in limits], [table.values for table in tables]]
+         [limit.to_json() for limit in limits], [table.values for table in tables],
+         [[limit.to_json() for limit in member] for member in family]]
     )  # fmt: skip
     saved = saved_state(state, _KIND, digest)
     if saved is not None:
         run.restore(saved)
-    journal = Journal(log, keep=saved.meta["lines"] if saved else 0)
+    ranks.wait()  # until all have read what the first will write over
+    journal = Journal(log if ranks.first else None, keep=saved.meta["lines"] if saved else 0)
     clock = SaveClock()
+
+    def save() -> None:
+        if state is not None and ranks.first:
+            run.save(state, digest, len(journal.lines))
+
+    def save_now_and_then() -> None:
+        if clock.due():
+            save()
+
+    between_steps = True
     try:
         while run.step < options.steps:
-            line = run.run_step()
+            with undivided():
+                between_steps = False
+                line = run.run_step(save_now_and_then)
+                if line is not None:
+                    journal.add(line)
+                between_steps = True
             if line is not None:
-                journal.add(line)
                 progress(run.step / options.steps, _message(line, limits, options))
             elif run.step % 5 == 0:
                 progress(run.step / options.steps, f"step {run.step}/{options.steps}")
-            if state is not None and clock.due():
-                run.save(state, digest, len(journal.lines))
     except KeyboardInterrupt:
-        if state is not None:
-            run.save(state, digest, len(journal.lines))
+        if between_steps:  # where Ctrl-C could not wait, half a step is left to be done again
+            save()
         raise
-    if state is not None:
-        run.save(state, digest, len(journal.lines))
-    return SearchedNet(space, net, run.alpha, tables, tuple(limits), tuple(journal.lines))
+    if not run.finite:
+        raise AutospaceError(
+            f"search, weight step {run.step}: the weights are no longer numbers; lower the "
+            "learning rate"
+        )
+    save()
+    if options.constraint == "lagrangian" and run.alpha_steps:
+        run.settle()
+    return SearchedNet(
+        space, net, run.alpha, tables, tuple(limits), tuple(journal.lines),
+        tuple(run.multipliers), run.scale, run.alpha_steps,
+    )  # fmt: skip
 
 
 def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: SearchOptions) -> str:

@@ -18,7 +18,7 @@ from devices.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["check_limits", "select"]
+__all__ = ["check_limits", "largest_network", "select", "slack_limits"]
 
 _FLOOR = 1e-9
 _SOLVED = 0
@@ -41,6 +41,43 @@ def check_limits(tables: Sequence[CostTable], limits: Sequence[Limit]) -> None:
                 f"{format_cost(limit.metric, table.smallest)}; raise the limit or evolve a space "
                 "for it"
             )
+
+
+def slack_limits(tables: Sequence[CostTable], limits: Sequence[Limit]) -> list[str]:
+    """A line for each limit that even the largest network of the space keeps.
+
+    Args:
+        tables: one for each limit.
+        limits: upper bounds.
+    """
+    return [
+        f"limit {limit}: above the largest network of the space, "
+        f"{format_cost(limit.metric, table.largest)}, so every network keeps it; lower the limit, "
+        "or evolve a space for it"
+        for table, limit in zip(tables, limits, strict=True)
+        if table.largest <= limit.value
+    ]
+
+
+def largest_network(tables: Sequence[CostTable], limits: Sequence[Limit]) -> tuple[int, ...] | None:
+    """The network that costs most, where it keeps all limits.
+
+    Args:
+        tables: one for each limit; costs are summed as shares of theirs.
+        limits: upper bounds.
+
+    Returns:
+        Candidate indices; None where a limit is below it, or none is given.
+    """
+    if not limits or any(
+        table.largest > limit.value for table, limit in zip(tables, limits, strict=True)
+    ):
+        return None
+    weighted = [
+        [np.asarray(row) / limit.value for row in table.values]
+        for table, limit in zip(tables, limits, strict=True)
+    ]
+    return tuple(int(np.argmax(np.sum(rows, 0))) for rows in zip(*weighted, strict=True))
 
 
 def select(
@@ -149,7 +186,9 @@ class _Knapsack:
             constraints=LinearConstraint(
                 csr_array(np.concatenate(rows)), np.concatenate(low), np.concatenate(high)
             ),
-            options={"mip_rel_gap": 0.0},
+            # After a presolve HiGHS now and then prints a line to standard output by itself, which
+            # would spoil a JSON document there.
+            options={"mip_rel_gap": 0.0, "presolve": False},
         )
         if result.status != _SOLVED or result.x is None:
             return None

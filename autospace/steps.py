@@ -6,23 +6,26 @@ people write them (``"500M"``, ``"5ms"``, ``"70%"``).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from autospace.cost import (
     Cost,
     CostTable,
-    LatencyCost,
     Limit,
     MaddsCost,
     Metric,
     reference_cost,
 )
+from autospace.coverage import CoveredLatencyCost, described, networks_with
 from autospace.data import Data, load_data
 from autospace.events import Progress, Watch, silent, unwatched
-from autospace.files import check_writable, write_json
+from autospace.files import check_writable, replacing, write_json
 from autospace.operations import KernelReading
 from autospace.quantities import parse_count, parse_fraction, parse_latency_ms
 from autospace.seeding import Seed
@@ -34,9 +37,11 @@ from devices.measurement import Measurement
 if TYPE_CHECKING:
     import onnx
 
+    from autospace.distributed import Ranks
     from autospace.evolution import EvolutionOptions
+    from autospace.genotype import Block
     from autospace.onnx_export import ExportCheck
-    from autospace.proxyless import SearchOptions
+    from autospace.proxyless import SearchedNet, SearchOptions
     from autospace.training import TrainedNetwork, TrainOptions
     from autospace.verify import Chosen, Measure
     from devices.runtimes.base import RuntimeSettings
@@ -48,6 +53,8 @@ __all__ = [
     "BenchmarkedModel",
     "Device",
     "Exported",
+    "FamilyResult",
+    "SearchResult",
     "benchmark",
     "evolve",
     "export",
@@ -56,12 +63,15 @@ __all__ = [
     "predict",
     "profile",
     "search",
+    "search_pareto",
     "target_skeleton",
     "train",
 ]
 
 _PROXY_RESOLUTION = 64
 _VISITS = 12
+_MISSING_ROUNDS = 6
+"""Visits to networks with what a card lacks; from three on a kernel counts as measured."""
 
 STATISTICS = ("latency", "p50", "p90", "p99")
 """What a limit can be on: ``latency_ms``, or a percentile of all runs, slow phases included."""
@@ -249,12 +259,16 @@ def costs_of(
     """Every cost that can be counted: multiply-adds, and latency with a card."""
     costs: dict[str, Cost] = {"madds": MaddsCost(skeleton, reading)}
     if device is not None:
-        from latency import Predictor
-
-        costs["latency_ms"] = LatencyCost(
-            skeleton, Predictor.from_card(device.card), reading, device.card.settings.batch
-        )
+        costs["latency_ms"] = _latency_cost(skeleton, device.card, reading)
     return costs
+
+
+def _latency_cost(
+    skeleton: Skeleton, card: DeviceCard, reading: KernelReading
+) -> CoveredLatencyCost:
+    from latency import Predictor
+
+    return CoveredLatencyCost(skeleton, Predictor.from_card(card), reading, card.settings.batch)
 
 
 def profile(
@@ -265,7 +279,9 @@ def profile(
     minutes: float | None = 10,
     rounds: int | None = None,
     seed: int = 0,
+    probes: int | None = None,
     space: SearchSpace | None = None,
+    models: Mapping[str, onnx.ModelProto] | None = None,
     update: bool = False,
     progress: Progress = silent,
 ) -> DeviceCard:
@@ -278,7 +294,9 @@ def profile(
         minutes: how long.
         rounds: a fixed number of rounds instead.
         seed: of the probe networks and the order of visits.
+        probes: how many probe networks; as many as the time allows if not given.
         space: its kernels are measured too, in networks drawn from it.
+        models: other networks whose kernels are measured too, by name.
         update: add to a finished card.
         progress: is told as it goes.
     """
@@ -291,8 +309,13 @@ def profile(
         settings=settings,
         minutes=minutes,
         rounds=rounds,
+        probes=probes,
         seed=seed,
-        extra_models=space_networks(space, Seed(seed), batch) if space else None,
+        extra_models={
+            **(space_networks(space, Seed(seed), batch) if space else {}),
+            **(models or {}),
+        }
+        or None,
         update=update,
         progress=progress,
     )
@@ -414,12 +437,14 @@ class SearchResult:
         chosen: every candidate and the verdict.
         limits: as resolved.
         warnings: to be repeated.
+        expected: the expected cost of each limit's metric, where the search ended.
     """
 
     architecture: Architecture
     chosen: Chosen
     limits: tuple[Limit, ...]
     warnings: tuple[str, ...]
+    expected: tuple[float, ...] = ()
 
     def check(self) -> None:
         """Raises when the limits are not kept.
@@ -427,9 +452,15 @@ class SearchResult:
         Raises:
             BudgetError: names the nearest network's costs.
         """
+        if not self.chosen.kept:
+            raise BudgetError(
+                f"budget not kept: {self.nearest}; raise the limit or evolve a space for it"
+            )
+
+    @property
+    def nearest(self) -> str:
+        """The limits, and what the network that was found costs."""
         best = self.chosen.best
-        if best.kept:
-            return
         parts = []
         for limit in self.limits:
             if limit.metric == "madds":
@@ -441,9 +472,7 @@ class SearchResult:
                 )
             else:
                 parts.append(f"{limit} (nearest {best.predicted_ms or 0:.3g} ms, predicted)")
-        raise BudgetError(
-            f"budget not kept: {' and '.join(parts)}; raise the limit or evolve a space for it"
-        )
+        return " and ".join(parts)
 
 
 def search(
@@ -487,51 +516,347 @@ def search(
     Raises:
         UsageError: a malformed limit, or one below the smallest network.
     """
-    from autospace.proxyless import SearchOptions, search_space
     from autospace.verify import choose_network
 
-    check_limit_texts(budget, latency)
-    options = options or SearchOptions()
-    data = data or load_proxy("digits", None, space.skeleton)
-    costs = costs_of(space.skeleton, device, space.kernel_reading)
-    limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
-    searched = search_space(
-        space, data, costs, limits, options=options, seed=Seed(seed), state=state, log=log,
-        progress=progress,
-    )  # fmt: skip
-    table: CostTable | None = None
-    if device is not None:
-        table = costs["latency_ms"].table(searched.net.candidates)
-    measuring: Measure | None = None
-    warnings = list(device.warnings) if device else []
-    if device is not None and measure:
-        if device.here:
-            measuring = _measuring(device, seed)
-        else:
-            warnings.append("not measured: this machine is not the card's device")
-    chosen = choose_network(
-        searched, data, table, options=options, seed=Seed(seed), measure=measuring,
-        record=record, progress=verifying or progress,
-    )  # fmt: skip
-    best = chosen.best
-    architecture = replace(
-        best.architecture,
-        provenance={
-            "space": space.hash,
-            "limits": [limit.to_json() for limit in limits],
-            "kept": best.kept,
-            "madds": best.madds,
-            "params": best.architecture.params,
-            "predicted_ms": best.predicted_ms,
-            "measured_ms": best.measured.latency_ms if best.measured else None,
-            "validation_accuracy": best.validation_accuracy,
-            "device": device.description if device else None,
-            "data": data.description,
-            "seed": seed,
-            "warnings": warnings,
-        },
+    asked = _asked(
+        space, budget, latency, device, statistic, data, options, seed, measure, state, progress
     )
-    return SearchResult(architecture, chosen, limits, tuple(warnings))
+    searched = asked.train(state=state, log=log, progress=progress)
+    asked.ranks.leave()
+    measuring, warnings = asked.measuring(measure)
+    chosen = choose_network(
+        searched, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
+        measure=measuring, record=record, progress=verifying or progress,
+    )  # fmt: skip
+    return asked.result(chosen, searched, warnings)
+
+
+@dataclass(frozen=True)
+class FamilyResult:
+    """The end of a search for several limits.
+
+    Attributes:
+        members: tightest limits first; the last has the limits as given.
+    """
+
+    members: tuple[SearchResult, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether every member keeps its limits."""
+        return all(member.chosen.kept for member in self.members)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Each once, to be repeated."""
+        return tuple(dict.fromkeys(line for member in self.members for line in member.warnings))
+
+    def check(self) -> None:
+        """Raises when a member's limits are not kept.
+
+        Raises:
+            BudgetError: names the limits and the nearest networks' costs.
+        """
+        missed = [member.nearest for member in self.members if not member.chosen.kept]
+        if missed:
+            raise BudgetError(
+                f"budget not kept by {len(missed)} of {len(self.members)} networks: "
+                f"{'; '.join(missed)}; raise the limit or evolve a space for it"
+            )
+
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """The document ``pareto.json``.
+
+        Args:
+            names: of the members' architecture files.
+        """
+        return {
+            "format": "autospace.pareto",
+            "schema_version": 1,
+            "kept": self.kept,
+            "warnings": list(self.warnings),
+            "members": [
+                {
+                    "architecture": name,
+                    "limits": [limit.to_json() for limit in member.limits],
+                    "params": member.architecture.params,
+                    **member.chosen.best.to_json(),
+                    "bound_ms": (
+                        member.chosen.best.measured.upper_ms()
+                        if member.chosen.best.measured
+                        else None
+                    ),
+                    "candidates": [one.to_json() for row in member.chosen.rounds for one in row],
+                }
+                for name, member in zip(names, self.members, strict=True)
+            ],
+        }
+
+
+def search_pareto(
+    space: SearchSpace,
+    count: int,
+    *,
+    budget: str | None = None,
+    latency: str | None = None,
+    device: Device | None = None,
+    statistic: str = STATISTICS[0],
+    data: Data | None = None,
+    options: SearchOptions | None = None,
+    seed: int = 0,
+    measure: bool = True,
+    state: Path | None = None,
+    log: Path | None = None,
+    record: Path | None = None,
+    progress: Progress = silent,
+    verifying: Progress | None = None,
+) -> FamilyResult:
+    """Searches a space for a family of networks: one for each of several limits.
+
+    One supernet is trained; half of its paths are drawn for the limits given, the others for
+    those of the family. For each limit α then goes on learning by itself, the exact solver
+    proposes, and all proposals are measured interleaved.
+
+    Args:
+        space: the candidates of each layer.
+        count: how many limits, evenly spaced in the logarithm from just above the smallest
+            network up to those given; limits given together shrink together.
+        budget: multiply-adds at the target, of the largest network.
+        latency: on the card's device, of the largest network; needs ``device``.
+        device: an opened card.
+        statistic: what the latency limit is on, one of `STATISTICS`.
+        data: what is learned on; the embedded digits if not given.
+        options: how to search.
+        seed: of everything random.
+        measure: False leaves latency to the prediction.
+        state: where the state is saved as it goes; the members' α beside it, as ``.family``.
+        log: the JSON-lines log of the supernet's training.
+        record: where candidates and their measurements are kept.
+        progress: is told during the search.
+        verifying: is told while candidates are ranked and measured.
+
+    Returns:
+        The family, kept or not; `FamilyResult.check` raises when a limit is not kept.
+
+    Raises:
+        UsageError: a malformed limit, one below the smallest network, or no room for so many.
+    """
+    from autospace.family import learn_family
+    from autospace.verify import choose_family
+
+    asked = _asked(
+        space, budget, latency, device, statistic, data, options, seed, measure, state, progress
+    )
+    limits = asked.family(count)
+    searched = asked.train(
+        # As many for the last member, whose limits are those given, as for all others together.
+        family=[*limits, *[limits[-1]] * (count - 2)],
+        state=state,
+        log=log,
+        progress=lambda fraction, message: progress(0.7 * fraction, message),
+    )
+    family = learn_family(
+        searched, asked.data, limits, options=asked.options, seed=Seed(seed), ranks=asked.ranks,
+        state=family_state(state) if state else None,
+        progress=lambda fraction, message: progress(0.7 + 0.3 * fraction, message),
+    )  # fmt: skip
+    asked.ranks.leave()
+    measuring, warnings = asked.measuring(measure)
+    chosen = choose_family(
+        family, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
+        measure=measuring, record=record, progress=verifying or progress,
+    )  # fmt: skip
+    return FamilyResult(
+        tuple(
+            asked.result(one, member, warnings) for one, member in zip(chosen, family, strict=True)
+        )
+    )
+
+
+def card_copy(state: Path) -> Path:
+    """Where a card is completed for one search, beside the state of the search."""
+    return state.with_name(f"{state.name}.card")
+
+
+def family_state(state: Path) -> Path:
+    """Where the members' α are kept, beside the state of the search."""
+    return state.with_name(f"{state.name}.family")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a search works with, resolved."""
+
+    space: SearchSpace
+    device: Device | None
+    data: Data
+    options: SearchOptions
+    costs: Mapping[str, Cost]
+    limits: tuple[Limit, ...]
+    seed: int
+    ranks: Ranks
+    completed: tuple[str, ...] = ()
+
+    @cached_property
+    def _candidates(self) -> list[tuple[Block, ...]]:
+        return [self.space.candidates(index) for index in range(len(self.space.skeleton.blocks))]
+
+    @cached_property
+    def tables(self) -> list[CostTable]:
+        return [self.costs[limit.metric].table(self._candidates) for limit in self.limits]
+
+    @cached_property
+    def latency_table(self) -> CostTable | None:
+        return self.costs["latency_ms"].table(self._candidates) if self.device else None
+
+    def family(self, count: int) -> list[tuple[Limit, ...]]:
+        from autospace.family import family_limits
+        from autospace.select import check_limits
+
+        check_limits(self.tables, self.limits)
+        return family_limits(self.tables, self.limits, count)
+
+    def train(
+        self,
+        *,
+        family: Sequence[Sequence[Limit]] = (),
+        state: Path | None,
+        log: Path | None,
+        progress: Progress,
+    ) -> SearchedNet:
+        from autospace.proxyless import search_space
+
+        return search_space(
+            self.space, self.data, self.costs, self.limits, options=self.options,
+            seed=Seed(self.seed), family=family, ranks=self.ranks, state=state, log=log,
+            progress=progress,
+        )  # fmt: skip
+
+    def measuring(self, measure: bool) -> tuple[Measure | None, list[str]]:
+        """What measures candidates, if anything can, and what has to be said."""
+        from autospace.select import slack_limits
+
+        warnings = list(self.device.warnings) if self.device else []
+        warnings += self.completed
+        warnings += slack_limits(self.tables, self.limits)
+        if self.device is None or not measure:
+            return None, warnings
+        if not self.device.here:
+            return None, [*warnings, "not measured: this machine is not the card's device"]
+        return _measuring(self.device, self.seed), warnings
+
+    def result(
+        self, chosen: Chosen, searched: SearchedNet, warnings: Sequence[str]
+    ) -> SearchResult:
+        best = chosen.best
+        architecture = replace(
+            best.architecture,
+            provenance={
+                "space": self.space.hash,
+                "limits": [limit.to_json() for limit in searched.limits],
+                "kept": best.kept,
+                "madds": best.madds,
+                "params": best.architecture.params,
+                "predicted_ms": best.predicted_ms,
+                "measured_ms": best.measured.latency_ms if best.measured else None,
+                "validation_accuracy": best.validation_accuracy,
+                "device": self.device.description if self.device else None,
+                "data": self.data.description,
+                "seed": self.seed,
+                "warnings": list(warnings),
+            },
+        )
+        return SearchResult(
+            architecture, chosen, searched.limits, tuple(warnings), searched.expected
+        )
+
+
+def _asked(
+    space: SearchSpace,
+    budget: str | None,
+    latency: str | None,
+    device: Device | None,
+    statistic: str,
+    data: Data | None,
+    options: SearchOptions | None,
+    seed: int,
+    measure: bool,
+    state: Path | None,
+    progress: Progress,
+) -> _Asked:
+    from autospace.distributed import join
+    from autospace.proxyless import SearchOptions
+
+    check_limit_texts(budget, latency)
+    ranks = join()
+    options = options or SearchOptions()
+    options.check()
+    costs = costs_of(space.skeleton, device, space.kernel_reading)
+    completed: tuple[str, ...] = ()
+    if device is not None and latency is not None:
+        # Before the limits: a percentage of the reference must not rest on a guess either.
+        latency_cost, completed = _covered(space, device, seed, measure, state, ranks, progress)
+        costs["latency_ms"] = latency_cost
+    limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
+    data = data or load_proxy("digits", None, space.skeleton)
+    return _Asked(space, device, data, options, costs, limits, seed, ranks, completed)
+
+
+def _covered(
+    space: SearchSpace,
+    device: Device,
+    seed: int,
+    measure: bool,
+    state: Path | None,
+    ranks: Ranks,
+    progress: Progress,
+) -> tuple[Cost, tuple[str, ...]]:
+    """Latency with a measurement behind every entry of the space's table, and what to say of it.
+
+    Raises:
+        InvalidInputError: entries are missing, and nothing can be measured here.
+    """
+    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+    cost = _latency_cost(space.skeleton, device.card, space.kernel_reading)
+    missing = cost.missing(candidates)
+    if not missing:
+        return cost, ()
+    card, words = device.card.path, described(missing)
+    remedy = f"'autospace profile-device --update --space SPACE -o {card.name}'"
+    if not measure or not device.here:
+        why = "--no-measure forbids to" if device.here else "this machine cannot"
+        raise InvalidInputError(
+            f"{card.name}: never measured {words}, which the space needs, and {why} measure them "
+            f"now; add them to the card with {remedy}"
+        )
+    if ranks.size > 1 and state is None:
+        raise UsageError(
+            f"{card.name}: lacks {words}, and {ranks.size} processes need a place to share what "
+            f"is measured; give a state, or add them to the card with {remedy}"
+        )
+    progress(0.0, f"measuring {words}, which {card.name} lacks")
+    if not ranks.first:
+        ranks.wait()  # then everything is measured, and the card is opened at once
+    with TemporaryDirectory() as folder:
+        copy = card_copy(state) if state else Path(folder) / card.name
+        if not copy.exists():
+            with replacing(copy) as temporary:
+                shutil.copyfile(card, temporary)
+        fuller = profile(
+            copy, runtime=device.card.runtime, settings=device.card.settings, minutes=None,
+            rounds=_MISSING_ROUNDS, probes=0, seed=seed, update=True,
+            models=networks_with(missing, space, device.card.settings.batch),
+        )  # fmt: skip
+        if ranks.first:
+            ranks.wait()
+        cost = _latency_cost(space.skeleton, fuller, space.kernel_reading)
+        still = cost.missing(candidates)
+    if still:
+        raise InvalidInputError(
+            f"{card.name}: {described(still)} could not be measured, and the space needs them; "
+            "profile for longer, or take another space"
+        )
+    return cost, (f"{card.name} lacks {words}: measured for this search; keep them with {remedy}",)
 
 
 def _measuring(device: Device, seed: int) -> Measure:

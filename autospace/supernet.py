@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from autospace.genotype import EXPANSIONS, Block, Cell
 from autospace.graph import INPUT, Node, block_nodes, network_nodes
-from autospace.network import NodeGraph, apply_node, initialise, node_module
+from autospace.network import NodeGraph, apply_node, initialise, last_uses, node_module
 from autospace.operations import KernelReading, Operation
 from autospace.skeleton import BlockShape, Skeleton
 from autospace.space import PLAIN_BLOCK
 
-__all__ = ["EvolvingNet", "GatedNet", "PathPair"]
+__all__ = ["EvolvingNet", "GatedNet"]
 
 
 def _outer_parts(skeleton: Skeleton) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
@@ -161,10 +161,6 @@ class EvolvingNet(nn.Module):
         return stacked + sum(node.madds for node in (*self.before.nodes, *self.after.nodes))
 
 
-PathPair = tuple[int, int]
-"""The active and the inactive candidate of one block, in an α step of rule ``two``."""
-
-
 class _Candidates(nn.Module):
     """One block's candidates; only the asked-for one computes."""
 
@@ -174,9 +170,12 @@ class _Candidates(nn.Module):
         super().__init__()
         self.layers = nn.ModuleDict()
         self.paths: list[tuple[tuple[Node, str], ...]] = []
+        self._drop: list[tuple[tuple[str, ...], ...]] = []
         for index, block in enumerate(blocks):
             path = []
-            for node in block_nodes(block, shape, reading=reading):
+            nodes = block_nodes(block, shape, reading=reading)
+            self._drop.append(last_uses(nodes))
+            for node in nodes:
                 key = node.key if share else f"{index}/{node.name}"
                 module = None if key in self.layers else node_module(node, track=False)
                 if module is not None:
@@ -187,11 +186,47 @@ class _Candidates(nn.Module):
     def forward(self, x: Tensor, index: int) -> Tensor:
         """Maps ``(batch, in_channels, h, w)`` through one candidate."""
         values = {INPUT: x}
-        for node, key in self.paths[index]:
+        for (node, key), drop in zip(self.paths[index], self._drop[index], strict=True):
             module = self.layers[key] if key in self.layers else None
             x = apply_node(node, module, [values[name] for name in node.inputs])
             values[node.name] = x
+            for name in drop:
+                del values[name]
         return x
+
+
+class _BinaryGates(torch.autograd.Function):
+    """Passes the active candidate's output on; its backward tells what each gate is worth.
+
+    What it keeps, the block's input and output, the neighbouring layers keep as well.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        gates: Tensor,
+        block: nn.Module,
+        active: int,
+        asked: tuple[int, ...],
+    ) -> Tensor:
+        """The output ``y`` of the active candidate on ``x``; ``gates`` has one entry for each."""
+        ctx.save_for_backward(y, x, gates)
+        ctx.block, ctx.active, ctx.asked = block, active, asked
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        """∂L/∂g_k = <∂L/∂output, candidate_k(x)>, candidate by candidate."""
+        (slope,) = slopes
+        y, x, gates = ctx.saved_tensors
+        own = torch.zeros_like(gates)
+        with torch.no_grad():
+            for place, index in enumerate(ctx.asked):
+                output = y if index == ctx.active else ctx.block(x, index)
+                own[place] = (slope * output).sum()
+        return slope, None, own, None, None, None
 
 
 class GatedNet(nn.Module):
@@ -242,21 +277,27 @@ class GatedNet(nn.Module):
             x = block(x, index)
         return self.after(x)  # type: ignore[no-any-return]
 
-    def forward_two(self, x: Tensor, pairs: Sequence[PathPair], gates: Tensor) -> Tensor:
-        """Logits of the active path, with binary gates that receive gradients.
+    def forward_gated(
+        self, x: Tensor, path: Sequence[int], asked: Sequence[Sequence[int]], gates: Tensor
+    ) -> Tensor:
+        """Logits of one path, with binary gates that receive gradients.
+
+        Each block's output stands for Σ_k g_k · candidate_k(x), where g is 1 for the active
+        candidate and 0 for the others; so the gradient by g_k is the scalar product of the
+        output's gradient and candidate_k(x). Candidates that are not active are computed one by
+        one when that gradient is there, without a graph: no more is kept than for the path alone.
 
         Args:
             x: shape ``(batch, channels, size, size)``.
-            pairs: for each block the active and an inactive candidate.
-            gates: shape ``(blocks, 2)``, 1 and 0 in each row; its gradient is that of the loss
-                with respect to the binary gates (Eq. 4 of the paper). The inactive candidate
-                is computed without a graph: it needs neither weights' nor inputs' gradients.
+            path: the active candidate of each block.
+            asked: for each block the candidates whose gates receive gradients.
+            gates: shape ``(blocks, most asked)``; receives the loss's gradient by each asked-for
+                gate, 0 where fewer are asked for. Its values are not read: the path says them.
         """
         x = self.before(x)
-        for block, (active, inactive), gate in zip(self.blocks, pairs, gates, strict=True):
-            with torch.no_grad():
-                idle = block(x, inactive)
-            x = gate[0] * block(x, active) + gate[1] * idle
+        for block, active, wanted, row in zip(self.blocks, path, asked, gates, strict=True):
+            y = block(x, active)
+            x = _BinaryGates.apply(y, x.detach(), row, block, active, tuple(wanted))  # type: ignore[no-untyped-call]
         return self.after(x)  # type: ignore[no-any-return]
 
     def extract(self, path: Sequence[int]) -> NodeGraph:

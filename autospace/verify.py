@@ -1,15 +1,19 @@
-"""From a searched supernet to one network whose cost was measured.
+"""From a searched supernet to networks whose cost was measured.
 
 The exact solver proposes; held-out accuracy with the supernet's weights ranks; the device
 measures. What was measured recalibrates the latency table, and the choice is repeated. The
 network taken is the most accurate of those whose one-sided 95 % bound, corrected for the number
 of candidates, keeps the limit.
+
+A family (one supernet, several limits) is verified together: all candidates of a round are
+measured interleaved, all of them recalibrate the one table, and each may serve any limit that it
+keeps and uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +25,20 @@ from autospace.events import Progress, silent
 from autospace.files import content_hash, write_json
 from autospace.proxyless import SearchedNet, SearchOptions
 from autospace.seeding import Seed
-from autospace.select import select
+from autospace.select import largest_network, select
 from autospace.space import Architecture
 from autospace.training import accuracy, recalibrate_norms
 from devices.errors import InvalidInputError, UsageError
 from devices.measurement import Measurement
 
-__all__ = ["Candidate", "Chosen", "Measure", "Recalibration", "choose_network"]
+__all__ = [
+    "Candidate",
+    "Chosen",
+    "Measure",
+    "Recalibration",
+    "choose_family",
+    "choose_network",
+]
 
 Measure = Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]
 """Measures networks on the device, interleaved; names are the architectures' hashes."""
@@ -154,67 +165,177 @@ def choose_network(
     Raises:
         UsageError: no network of the space keeps the limits.
     """
-    seed = seed.child("verify")
-    recalibration = Recalibration()
-    rounds: list[tuple[Candidate, ...]] = []
-    used: list[Recalibration] = []
-    accuracies: dict[tuple[int, ...], float] = {}
+    (chosen,) = choose_family(
+        [searched], data, latency_table, options=options, seed=seed, measure=measure,
+        record=record, progress=progress,
+    )  # fmt: skip
+    return chosen
+
+
+@dataclass
+class _Member:
+    """One limit's part of the verification."""
+
+    searched: SearchedNet
+    rounds: list[tuple[Candidate, ...]] = field(default_factory=list)
+    used: list[Recalibration] = field(default_factory=list)
     best: Candidate | None = None
-    digest = _digest(searched, latency_table)
+    done: bool = False
+
+    @property
+    def seen(self) -> list[tuple[int, ...]]:
+        return [one.choice for row in self.rounds for one in row]
+
+
+def choose_family(
+    family: Sequence[SearchedNet],
+    data: Data,
+    latency_table: CostTable | None,
+    *,
+    options: SearchOptions,
+    seed: Seed,
+    measure: Measure | None = None,
+    record: Path | None = None,
+    progress: Progress = silent,
+) -> tuple[Chosen, ...]:
+    """Proposes, ranks, measures and recalibrates for several limits at once.
+
+    Args:
+        family: one supernet with the α and the limits of each member.
+        data: candidates are ranked on its validation split.
+        latency_table: predicted milliseconds, for comparing with what is measured.
+        options: proposals a round for each member, and the most rounds.
+        seed: of the batches that recompute batch norm.
+        measure: on the device; None leaves latency limits to the prediction.
+        record: networks measured in it are not measured again.
+        progress: is told as it goes.
+
+    Returns:
+        One for each member. Its best may have been proposed for another member; its rounds hold
+        what was proposed for it.
+
+    Raises:
+        UsageError: no network of the space keeps a member's limits.
+    """
+    seed = seed.child("verify")
+    members = [_Member(searched) for searched in family]
+    recalibration = Recalibration()
+    accuracies: dict[tuple[int, ...], float] = {}
+    digest = _digest(family, latency_table)
     known = _measured_before(record, digest)
-    total = options.rounds * (options.proposals + 1)
     for number in range(1, options.rounds + 1):
-        choices = _proposals(searched, recalibration, options.proposals, list(accuracies))
-        if not choices:
+        proposed: list[tuple[_Member, list[tuple[int, ...]]]] = []
+        for member in members:
+            if not member.done:
+                searched = member.searched
+                choices = _proposals(searched, recalibration, options.proposals, member.seen)
+                member.done = not choices
+                proposed.append((member, choices))
+        every = list(dict.fromkeys(one for _, choices in proposed for one in choices))
+        if not every:
             break
-        for place, choice in enumerate(choices):
-            progress(
-                min(1.0, ((number - 1) * (options.proposals + 1) + place) / total),
-                f"round {number}: candidate {place + 1} of {len(choices)}",
-            )
-            network = searched.net.extract(choice)
+
+        def told(share: float, message: str, number: int = number) -> None:
+            progress((number - 1 + share) / options.rounds, f"round {number}: {message}")
+
+        fresh = [choice for choice in every if choice not in accuracies]
+        for place, choice in enumerate(fresh):
+            told(0.5 * place / len(fresh), f"candidate {place + 1} of {len(fresh)}")
+            network = family[0].net.extract(choice)
             recalibrate_norms(network, data, seed)
             accuracies[choice] = accuracy(network, data, data.validation)
-        architectures = {choice: searched.architecture(choice) for choice in choices}
+        architectures = {choice: family[0].architecture(choice) for choice in every}
         if measure is not None:
-            fresh = {a.hash: a for a in architectures.values() if a.hash not in known}
-            if fresh:
-                progress((number * (options.proposals + 1) - 1) / total,
-                         f"round {number}: measuring {len(fresh)} networks")  # fmt: skip
-                known.update(measure(fresh))
-        candidates = tuple(
-            _judged(
-                choice, architectures[choice], searched, accuracies[choice], latency_table,
-                known.get(architectures[choice].hash), len(choices),
-            )
-            for choice in choices
-        )  # fmt: skip
-        rounds.append(candidates)
-        used.append(recalibration)
-        best = _better(best, candidates)
+            asked = {a.hash: a for a in architectures.values() if a.hash not in known}
+            if asked:
+                told(0.5, f"measuring {len(asked)} networks")
+                known.update(measure(asked))
+        for member, choices in proposed:
+            if not choices:
+                continue
+            candidates = tuple(
+                _judged(
+                    choice, architectures[choice], member.searched, accuracies[choice],
+                    latency_table, known.get(architectures[choice].hash), len(every),
+                )
+                for choice in choices
+            )  # fmt: skip
+            member.rounds.append(candidates)
+            member.used.append(recalibration)
+            member.best = _better(member.best, candidates)
+            member.done = any(one.kept and one.excess > -_SLACK for one in candidates)
         if record is not None:
-            _write(record, rounds, used, best if best.kept else None, digest)
+            _write(record, members, digest)
         if measure is None or latency_table is None:
             break
-        pairs = [
-            (one.predicted_ms, one.measured.latency_ms)
-            for row in rounds
-            for one in row
-            if one.measured is not None and one.predicted_ms
-        ]
-        recalibration = Recalibration.fit(*zip(*pairs, strict=True))
-        if any(one.kept and one.excess > -_SLACK for one in candidates):
+        recalibration = _recalibrated(members)
+        if all(member.done for member in members):
             break
-    if best is None:
-        raise UsageError("search: no network of the space keeps the limits; raise one")
-    progress(1.0, "verified" if best.kept else "no candidate keeps the limits")
-    return Chosen(best, tuple(rounds), tuple(used))
+    for member in members:
+        _take_from_others(member, members, latency_table)
+    if record is not None:
+        _write(record, members, digest)
+    kept = [member.best is not None and member.best.kept for member in members]
+    ends = {len(kept): "verified", 0: "no candidate keeps the limits"}
+    progress(1.0, ends.get(sum(kept), f"{sum(kept)} of {len(kept)} limits kept"))
+    return tuple(
+        Chosen(_found(member), tuple(member.rounds), tuple(member.used)) for member in members
+    )
+
+
+def _found(member: _Member) -> Candidate:
+    if member.best is None:
+        limits = " and ".join(map(str, member.searched.limits))
+        raise UsageError(f"search: no network of the space keeps {limits}; raise a limit")
+    return member.best
+
+
+def _recalibrated(members: Sequence[_Member]) -> Recalibration:
+    """The line through all networks that were measured, each once."""
+    pairs = {
+        one.choice: (one.predicted_ms, one.measured.latency_ms)
+        for member in members
+        for row in member.rounds
+        for one in row
+        if one.measured is not None and one.predicted_ms
+    }
+    return Recalibration.fit(*zip(*pairs.values(), strict=True))
+
+
+def _take_from_others(
+    member: _Member, members: Sequence[_Member], latency_table: CostTable | None
+) -> None:
+    """What another limit's candidates turned out to be may serve this one better.
+
+    Only those count that use this limit as well, unless nothing else keeps it: a supernet's
+    accuracies tell less between networks of different size, as small ones learn sooner.
+    """
+    own = set(member.seen)
+    others = {
+        one.choice: one for other in members for row in other.rounds for one in row
+        if one.choice not in own
+    }  # fmt: skip
+    judged = [
+        _judged(
+            one.choice, one.architecture, member.searched, one.validation_accuracy,
+            latency_table, one.measured, len(own) + len(others),
+        )
+        for one in others.values()
+    ]  # fmt: skip
+    kept = member.best is not None and member.best.kept
+    useful = [one for one in judged if not kept or one.excess > -2 * _SLACK]
+    if useful:
+        member.best = _better(member.best, useful)
 
 
 def _proposals(
     searched: SearchedNet, recalibration: Recalibration, count: int, seen: Sequence[tuple[int, ...]]
 ) -> list[tuple[int, ...]]:
-    """New networks that use a limit well; the plainly most probable one is always among them."""
+    """New networks that use a limit well.
+
+    The plainly most probable one is always among them, and so is the largest where it keeps every
+    limit: there is nothing that it would have to save.
+    """
     tables = [
         table.recalibrated(recalibration.factor, recalibration.offset_ms)
         if table.metric == "latency_ms"
@@ -228,6 +349,9 @@ def _proposals(
     ]
     try:
         found = select(searched.probabilities, tables, limits, 1, exclude=seen) if not seen else []
+        largest = largest_network(tables, limits)
+        if largest is not None and len(found) < count and largest not in (*seen, *found):
+            found.append(largest)
         for use in (1 - _SLACK / 2, 1 - 2 * _SLACK, 0.0):
             if len(found) < count:
                 found += select(
@@ -292,36 +416,38 @@ def _better(best: Candidate | None, candidates: Sequence[Candidate]) -> Candidat
     return max([*([best] if best else []), *candidates], key=rank)
 
 
-def _digest(searched: SearchedNet, latency_table: CostTable | None) -> str:
+def _digest(family: Sequence[SearchedNet], latency_table: CostTable | None) -> str:
     """Of what was asked and of the card's table: another device's measurements do not count."""
-    limits = [limit.to_json() for limit in searched.limits]
+    limits = [limit.to_json() for searched in family for limit in searched.limits]
     table = [latency_table.fixed, latency_table.values] if latency_table else None
-    return content_hash([searched.space.hash, limits, table])
+    return content_hash([family[0].space.hash, limits, table])
 
 
-def _write(
-    record: Path,
-    rounds: Sequence[Sequence[Candidate]],
-    used: Sequence[Recalibration],
-    best: Candidate | None,
-    digest: str,
-) -> None:
-    write_json(
-        record,
-        {
-            "digest": digest,
-            "rounds": [
-                {
-                    "round": number,
-                    "factor": recalibration.factor,
-                    "offset_ms": recalibration.offset_ms,
-                    "candidates": [one.to_json() for one in row],
-                }
-                for number, (row, recalibration) in enumerate(zip(rounds, used, strict=True), 1)
-            ],
-            "chosen": best.architecture.hash if best else None,
-        },
-    )
+def _write(record: Path, members: Sequence[_Member], digest: str) -> None:
+    """A record of one search as it always was; a family's has one for each member."""
+    documents = [_record(member) for member in members]
+    if len(documents) == 1:
+        write_json(record, {"digest": digest, **documents[0]})
+    else:
+        write_json(record, {"digest": digest, "members": documents})
+
+
+def _record(member: _Member) -> dict[str, Any]:
+    best = member.best
+    return {
+        "rounds": [
+            {
+                "round": number,
+                "factor": recalibration.factor,
+                "offset_ms": recalibration.offset_ms,
+                "candidates": [one.to_json() for one in row],
+            }
+            for number, (row, recalibration) in enumerate(
+                zip(member.rounds, member.used, strict=True), 1
+            )
+        ],
+        "chosen": best.architecture.hash if best and best.kept else None,
+    }
 
 
 def _measured_before(record: Path | None, digest: str) -> dict[str, Measurement]:
@@ -336,7 +462,8 @@ def _measured_before(record: Path | None, digest: str) -> dict[str, Measurement]
             return {}
         return {
             one["hash"]: Measurement.from_json(one["measured"])
-            for row in document["rounds"]
+            for member in document.get("members", [document])
+            for row in member["rounds"]
             for one in row["candidates"]
             if one["measured"]
         }

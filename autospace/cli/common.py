@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,9 @@ __all__ = [
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_TOGETHER = ("search",)
+"""Commands that torchrun may start several times for one piece of work."""
+
 FILE = click.Path(readable=False, path_type=Path)
 """A file argument; the command's reader checks it and says what is wrong in one line."""
 
@@ -51,20 +55,24 @@ class Session:
         json: print one JSON document instead of text.
         seed: of everything random.
         verbose: say more, and show tracebacks of unexpected errors.
+        speaks: False in all but the first of the processes that torchrun started: they say
+            nothing but what went wrong.
     """
 
     json: bool
     seed: int
     verbose: bool
+    speaks: bool = True
 
     def say(self, text: str = "") -> None:
         """A line of the result, for people."""
-        if not self.json:
+        if self.speaks and not self.json:
             click.echo(text)
 
     def note(self, text: str) -> None:
         """A remark on standard error: what is being done, warnings."""
-        click.echo(text, err=True)
+        if self.speaks:
+            click.echo(text, err=True)
 
     def detail(self, text: str) -> None:
         """A remark for ``-v``."""
@@ -73,12 +81,12 @@ class Session:
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table of the result, for people."""
-        if not self.json:
+        if self.speaks and not self.json:
             print_table(headings, rows)
 
     def result(self, document: Mapping[str, Any]) -> None:
         """The result for machines: printed with ``--json``, and only then."""
-        if self.json:
+        if self.speaks and self.json:
             click.echo(json.dumps(document, indent=1, allow_nan=False))
 
     @contextmanager
@@ -92,7 +100,7 @@ class Session:
         self, title: str
     ) -> Iterator[tuple[Callable[[float, str], None], Callable[[Sequence[Figure]], None]]]:
         """As `progress`, and what shows figures with their course on a terminal's screen."""
-        if sys.stderr.isatty():
+        if self.speaks and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
@@ -129,7 +137,17 @@ def common_options(command: _Command) -> _Command:
     )
     @functools.wraps(command)
     def wrapped(*args: Any, as_json: bool, seed: int, verbose: bool, **kwargs: Any) -> Any:
-        return command(Session(as_json, seed, verbose), *args, **kwargs)
+        together = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+        name = click.get_current_context().info_name
+        if together and name not in _TOGETHER:
+            from devices.errors import UsageError
+
+            raise UsageError(
+                f"{name}: cannot run in several processes, only {', '.join(_TOGETHER)} can; start "
+                "it without torchrun"
+            )
+        speaks = not together or os.environ["RANK"] == "0"
+        return command(Session(as_json, seed, verbose, speaks), *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
 

@@ -1,10 +1,11 @@
 """Logs survive a kill, and saving is not too frequent."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
-from autospace.events import Journal, SaveClock, read_journal, silent
+from autospace.events import Journal, SaveClock, read_journal, silent, undivided
 
 
 def test_a_journal_is_read_back(tmp_path: Path) -> None:
@@ -71,3 +72,30 @@ def test_the_clock_comes_due_once_an_interval(monkeypatch: pytest.MonkeyPatch) -
 def test_silent_takes_what_progress_takes(capsys: pytest.CaptureFixture[str]) -> None:
     silent(0.5, "half")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test runner's worker may ignore Ctrl-C; a terminal's process raises."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step(terminal: None) -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt), undivided():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the rest of the step")
+    assert done
+
+
+def test_an_error_in_a_step_comes_first(terminal: None) -> None:
+    with pytest.raises(ValueError, match="broken"), undivided():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("broken")
+
+
+def test_another_s_handler_stays_in_charge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    monkeypatch.setattr(signal, "signal", lambda *given: pytest.fail("changed"))
+    with undivided():
+        pass

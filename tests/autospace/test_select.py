@@ -2,14 +2,16 @@
 
 import itertools
 import math
+import time
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from autospace.cost import CostTable, Limit
-from autospace.select import check_limits, select
+from autospace.select import check_limits, largest_network, select, slack_limits
 from devices.errors import UsageError
 
 Problem = tuple[list[list[float]], list[CostTable], list[Limit]]
@@ -168,3 +170,91 @@ def test_limits_that_are_kept_one_by_one_and_not_together() -> None:
     other = CostTable("latency_ms", 1.0, ((3.0, 1.0), (3.0, 1.0)))
     limits = [Limit("madds", 125, ""), Limit("latency_ms", 3.5, "")]
     assert select(ROWS, [TABLE, other], limits) == []
+
+
+def test_limits_that_even_the_largest_network_keeps_are_named() -> None:
+    other = CostTable("latency_ms", 1.0, ((3.0, 1.0), (3.0, 1.0)))
+    wide, tight = Limit("madds", 200, ""), Limit("latency_ms", 6.0, "")
+    (line,) = slack_limits([TABLE, other], [wide, tight])
+    assert "limit 200 multiply-adds: above the largest network of the space, 160" in line
+    assert largest_network([TABLE, other], [wide, tight]) is None
+    assert largest_network([TABLE], [wide]) == (1, 1)
+    # Both in play: the sum of shares decides, and the second metric weighs more here.
+    assert largest_network([TABLE, other], [wide, Limit("latency_ms", 7.0, "")]) == (0, 0)
+    assert largest_network([], []) is None
+
+
+# -- at full size ----------------------------------------------------------------------------------
+
+
+def full_size(seed: int, blocks: int = 21, candidates: int = 9) -> Problem:
+    """A problem of the mobile skeleton's size under two limits that pull differently."""
+    random = np.random.default_rng(seed)
+    rows = random.dirichlet(np.full(candidates, 0.5), blocks)
+    size = random.uniform(0.2, 3, (blocks, 1)) * random.lognormal(0, 0.7, (blocks, candidates))
+    tables, limits = [], []
+    metrics = ("madds", "latency_ms")
+    both = (1e7 * size, size * random.lognormal(0, 0.3, size.shape))
+    for metric, values in zip(metrics, both, strict=True):
+        fixed = float(values.mean(1).sum() / 10)
+        table = CostTable(metric, fixed, tuple(tuple(map(float, row)) for row in values))
+        share = random.uniform(0.1, 0.4)
+        value = table.smallest + share * (table.largest - table.smallest)
+        tables.append(table)
+        limits.append(Limit(metric, value, ""))
+    return [list(map(float, row)) for row in rows], tables, limits
+
+
+def pareto_best(problem: Problem) -> float:
+    """The best Σ log p by dynamic programming over undominated partial networks: exact."""
+    rows, tables, limits = problem
+    least = [[min(row) for row in table.values] for table in tables]
+    rest = [[sum(row[block:]) for block in range(len(rows) + 1)] for row in least]
+    # Columns: costs, score.
+    states = np.array([[*(table.fixed for table in tables), 0.0]])
+    for block, row in enumerate(rows):
+        added = np.array(
+            [[*(table.values[block][i] for table in tables), math.log(p)]
+             for i, p in enumerate(row)]
+        )  # fmt: skip
+        states = (states[:, None] + added).reshape(-1, states.shape[1])
+        for place, limit in enumerate(limits):
+            states = states[states[:, place] + rest[place][block + 1] <= limit.value]
+        order = np.lexsort((states[:, 0], -states[:, 2]))
+        kept: list[np.ndarray] = []
+        for state in states[order]:
+            if not any(np.all(one[:2] <= state[:2]) for one in reversed(kept)):
+                kept.append(state)
+        states = np.array(kept)
+    return float(states[:, 2].max())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ten_blocks_of_nine_are_solved_exactly(seed: int) -> None:
+    """Too many to try (9^10), so against another exact method."""
+    problem = full_size(seed, blocks=10)
+    found = select(*problem)
+    assert score(problem[0], found[0]) == pytest.approx(pareto_best(problem), abs=1e-6)
+
+
+def test_the_mobile_skeleton_s_size_takes_less_than_a_second() -> None:
+    """21 blocks of nine candidates under two limits: the median of some problems."""
+    seconds = []
+    for seed in range(7):
+        rows, tables, limits = full_size(seed)
+        started_s = time.process_time()
+        (found,) = select(rows, tables, limits)
+        seconds.append(time.process_time() - started_s)
+        for table, limit in zip(tables, limits, strict=True):
+            assert table.total(found) <= limit.value * (1 + 1e-9)
+    assert sorted(seconds)[3] < 1
+
+
+def test_the_k_best_of_the_mobile_skeleton_s_size_fall_in_order() -> None:
+    problem = full_size(1)
+    found = select(*problem, 6)
+    scores = [score(problem[0], one) for one in found]
+    assert len(set(found)) == 6 and scores == sorted(scores, reverse=True)
+    # Each is what is best once those before it are excluded.
+    again = select(*problem, exclude=found[:5])
+    assert score(problem[0], again[0]) == pytest.approx(scores[5], abs=1e-6)

@@ -92,30 +92,78 @@ def test_alpha_receives_the_gradient_of_eq_4():
     assert gradient[1, 2].item() == pytest.approx(numeric.item(), rel=1e-4)
 
 
+def _mixed(net: GatedNet, x: torch.Tensor, gates: list[torch.Tensor]) -> torch.Tensor:
+    """The plain way: every candidate's output in one graph, times its gate."""
+    x = net.before(x)
+    for block, row in zip(net.blocks, gates, strict=True):
+        x = sum(gate * block(x, index) for index, gate in enumerate(row))
+    return net.after(x)
+
+
 @pytest.mark.parametrize("share", [True, False])
-def test_gates_receive_the_gradient_of_the_mixed_output(share):
+@pytest.mark.parametrize("path", [(0, 1, 2, 0), (2, 3, 0, 1), (3, 3, 1, 2)])
+def test_gates_receive_the_gradient_of_the_mixed_output(share, path):
+    """Candidate by candidate against all in one graph; blocks differ in how many there are."""
     net = _gated(share)
     x, labels = _images(dtype=torch.float64), torch.tensor([0, 1, 2, 3])
-    pairs = [(0, 1), (1, 2), (2, 0), (0, 2)]
+    sizes = [len(candidates) for candidates in net.candidates]
+    assert min(sizes) < max(sizes)
+    plain = [
+        torch.eye(size, dtype=torch.float64)[active].requires_grad_()
+        for size, active in zip(sizes, path, strict=True)
+    ]
+    loss = torch.nn.functional.cross_entropy(_mixed(net, x, plain), labels)
+    expected = torch.autograd.grad(loss, plain)
+    gates = torch.zeros(len(path), max(sizes), dtype=torch.float64, requires_grad=True)
+    gated = net.forward_gated(x, path, [range(size) for size in sizes], gates)
+    own = torch.nn.functional.cross_entropy(gated, labels)
+    assert own.item() == pytest.approx(loss.item(), abs=1e-13)
+    (gradient,) = torch.autograd.grad(own, gates)
+    for row, wanted, size in zip(gradient, expected, sizes, strict=True):
+        assert torch.allclose(row[:size], wanted, rtol=1e-10, atol=1e-13)
+        assert not row[size:].any()
+    # Two of them alone, in any order: the same numbers.
+    pairs = [(active, (active + 1) % size) for size, active in zip(sizes, path, strict=True)]
+    two = torch.zeros(len(path), 2, dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(net.forward_gated(x, path, pairs, two), labels)
+    (slopes,) = torch.autograd.grad(loss, two)
+    assert torch.allclose(slopes, gradient.gather(1, torch.tensor(pairs)), rtol=1e-12)
 
-    def loss(gates):
-        return torch.nn.functional.cross_entropy(net.forward_two(x, pairs, gates), labels)
 
-    gates = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(loss(gates), gates)
-    # The last block's inactive path sees the input that the active ones made: no approximation.
-    step = torch.zeros_like(gates)
-    step[3, 1] = 1e-7
-    numeric = (loss(gates + step) - loss(gates - step)) / 2e-7
-    assert gradient[3, 1].item() == pytest.approx(numeric.item(), rel=1e-4)
-
-
-def test_gates_of_one_and_zero_are_the_active_path():
+def test_gates_leave_the_path_s_own_gradients_as_they_are():
     net = _gated(True)
-    x = _images(dtype=torch.float64)
-    gates = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64)
-    mixed = net.forward_two(x, [(1, 0), (3, 1), (0, 2), (1, 3)], gates)
-    assert torch.allclose(mixed, net(x, [1, 3, 0, 1]))
+    x, path = _images(dtype=torch.float64), (1, 3, 0, 1)
+    net(x, path).square().sum().backward()
+    expected = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad(set_to_none=True)
+    gates = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
+    pairs = [(1, 0), (0, 3), (2, 0), (1, 3)]
+    net.forward_gated(x, path, pairs, gates).square().sum().backward()
+    found = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-12) for name in found)
+
+
+def test_gates_keep_no_candidate_s_outputs():
+    """What is saved for backward does not depend on how many gates are asked for."""
+    net, x = _gated(False), _images(dtype=torch.float64)
+    for weight in net.parameters():
+        weight.requires_grad_(False)
+
+    def kept(asked: list[tuple[int, ...]]) -> int:
+        storages = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        gates = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            _ = net.forward_gated(x, (0, 0, 0, 0), asked, gates)
+        return sum(storages.values())
+
+    assert kept([(0, 1, 2)] * 4) == kept([(0,)] * 4)
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -13,7 +13,7 @@ from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
 from autospace.supernet import GatedNet
-from autospace.verify import Recalibration, choose_network
+from autospace.verify import Recalibration, choose_family, choose_network
 from devices.measurement import Measurement, Visit
 
 SPACE = SearchSpace(SKELETONS["tiny"], ((*REFERENCE_CELLS, SMALLEST_CELL),) * 3)
@@ -156,3 +156,83 @@ def test_measurements_of_another_device_do_not_count(data, tmp_path):
             measure=_device(1.4, calls), record=record,
         )  # fmt: skip
     assert len(calls) == 2
+
+
+def test_a_limit_above_everything_has_the_largest_network_among_its_candidates(data):
+    searched, _ = _searched([Limit("madds", 1e9, "1G")])
+    (table,) = searched.tables
+    chosen = choose_network(searched, data, None, options=OPTIONS, seed=Seed(0))
+    assert table.largest in {one.madds for one in chosen.rounds[0]}
+    assert len(chosen.rounds[0]) == OPTIONS.proposals and chosen.kept
+
+
+# -- several limits at once ------------------------------------------------------------------------
+
+
+def _family(*values) -> tuple[list[SearchedNet], CostTable]:
+    searched, latency = _searched([Limit("latency_ms", values[0], "")])
+    return [
+        replace(searched, limits=(Limit("latency_ms", value, f"{value}ms"),)) for value in values
+    ], latency
+
+
+def test_a_family_is_measured_together_and_each_limit_is_kept(data):
+    family, latency = _family(0.7, 1.2, 2.0)
+    calls: list[int] = []
+    chosen = choose_family(
+        family, data, latency, options=OPTIONS, seed=Seed(0), measure=_device(1.3, calls)
+    )
+    for one, member in zip(chosen, family, strict=True):
+        assert one.kept
+        assert one.best.measured.upper_ms() <= member.limits[0].value
+    # One call a round; in the first all members' proposals, each network once.
+    hashes = {one.architecture.hash for c in chosen for one in c.rounds[0]}
+    assert calls[0] == len(hashes) > OPTIONS.proposals
+    assert len(calls) == max(len(one.rounds) for one in chosen)
+    everyone = {one.architecture.hash for c in chosen for row in c.rounds for one in row}
+    assert sum(calls) == len(everyone)
+
+
+def test_one_table_is_recalibrated_by_all_of_a_family(data):
+    """What no member could tell by itself: a slope and an offset."""
+    family, latency = _family(0.6, 2.0)
+
+    def measure(networks):
+        plain = _device(1.0, [])(networks)
+        return {
+            name: replace(
+                one, visits=tuple(replace(v, samples_ms=(1.2 * v.samples_ms[0] + 0.1,) * 5)
+                                  for v in one.visits)
+            )
+            for name, one in plain.items()
+        }  # fmt: skip
+
+    chosen = choose_family(family, data, latency, options=OPTIONS, seed=Seed(0), measure=measure)
+    last = max((one for one in chosen), key=lambda one: len(one.rounds)).recalibrations[-1]
+    assert len(chosen[0].rounds) > 1 or len(chosen[1].rounds) > 1
+    assert last.factor == pytest.approx(1.2, rel=0.05)
+    assert last.offset_ms == pytest.approx(0.1, abs=0.05)
+
+
+def test_another_member_s_candidate_serves_where_its_own_fail(data):
+    """On a device that is far slower, only what was proposed for the tighter limit fits."""
+    family, latency = _family(0.6, 1.0)
+    options = replace(OPTIONS, rounds=1)
+    chosen = choose_family(
+        family, data, latency, options=options, seed=Seed(0), measure=_device(1.6, [])
+    )
+    assert not any(one.kept for one in chosen[1].rounds[0])
+    assert chosen[1].best.choice in {one.choice for one in chosen[0].rounds[0]}
+    assert chosen[1].kept and not chosen[0].kept
+
+
+def test_a_family_s_measurements_are_kept_for_another_try(data, tmp_path):
+    family, latency = _family(0.7, 2.0)
+    record, options = tmp_path / "verification.json", replace(OPTIONS, rounds=1)
+    calls: list[int] = []
+    for slower in (1.0, 9.9):
+        choose_family(
+            family, data, latency, options=options, seed=Seed(0),
+            measure=_device(slower, calls), record=record,
+        )  # fmt: skip
+    assert len(calls) == 1

@@ -1,6 +1,7 @@
 """Every bad input ends in one line that helps, with the right exit code, and writes nothing."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -378,6 +379,111 @@ def test_data(folder: Path, bad: Run, command: str) -> None:
     assert (outcome.code, "not a readable image" in outcome.line) == (FAILED, True)
 
 
+def images_of_one_class(folder: Path, kind: str) -> tuple[str, ...]:
+    """Options that name data in which every image has the same class."""
+    from datafiles import write_idx
+    from PIL import Image
+
+    if kind == "idx":
+        for part, count in (("train", 40), ("t10k", 10)):
+            write_idx(folder / f"{part}-images-idx3-ubyte", np.zeros((count, 28, 28)))
+            write_idx(folder / f"{part}-labels-idx1-ubyte", np.full(count, 3))
+        return ("--data", "fashion-mnist", "--data-root", ".")
+    names = ["cat"] if kind == "one folder" else ["cat", "dog"]
+    for name in names:
+        (folder / "folder" / name).mkdir()
+    for index in range(24):
+        Image.new("RGB", (12, 12), (index, 0, 0)).save(folder / "folder" / "cat" / f"{index}.png")
+    return ("--data", "folder", "--data-root", "folder")
+
+
+@pytest.mark.parametrize("kind", ["one folder", "an empty folder beside it", "idx"])
+@pytest.mark.parametrize("command", LEARNERS)
+def test_data_of_one_class(folder: Path, bad: Run, command: str, kind: str) -> None:
+    outcome = bad(*LEARNERS[command], *images_of_one_class(folder, kind))
+    assert outcome.code == FAILED
+    assert "1 class in the training data; needs at least 2 with images" in outcome.line
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [(), ("--pareto", "2")])
+def test_a_search_whose_loss_is_no_number(bad: Run, more: Sequence[str]) -> None:
+    rate = ("--steps", "20", "--warmup", "5", "--option", "learning_rate=1e30")
+    outcome = bad(*SEARCH, *QUICK, *rate, *more)
+    assert outcome.code == FAILED
+    assert re.search(r"search, weight step [23]: the loss is (nan|inf); lower the", outcome.line)
+    assert "learning rate (nothing was saved yet)" in outcome.line
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off by bad images and run again with good ones: as if nothing had been."""
+    from autospace import proxyless
+    from autospace.checkpoint import load_checkpoint
+    from autospace.data import Data
+    from autospace.events import SaveClock
+
+    command = [*SEARCH, *QUICK, "--steps", "9", "--warmup", "3", "--batch-size", "8"]
+    with pytest.raises(SystemExit) as end:
+        main([*command, "-o", "whole.json"])
+    assert not end.value.code
+    capsys.readouterr()
+    plain = Data.training_batch
+
+    def poisoned(self, split, batch, step, seed, **more):
+        images, labels = plain(self, split, batch, step, seed, **more)
+        return (images * float("nan") if split is self.train and step == 6 else images), labels
+
+    with monkeypatch.context() as patched:
+        patched.setattr(proxyless, "SaveClock", lambda: SaveClock(every_s=0.0))
+        patched.setattr(Data, "training_batch", poisoned)
+        with pytest.raises(SystemExit) as end:
+            main(command)
+    assert end.value.code == FAILED
+    line = one_line(
+        "\n".join(one for one in capsys.readouterr().err.splitlines() if "searching" not in one)
+    )
+    assert "search, weight step 7: the loss is nan" in line
+    assert "the state of step 5 is kept" in line
+    saved = load_checkpoint(folder / "architecture.json.state", "autospace.search", "a state")
+    assert saved.meta["step"] == 5
+    assert all(bool(value.isfinite().all()) for value in saved.part("net").values())
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert not end.value.code
+    assert (folder / "architecture.json").read_bytes() == (folder / "whole.json").read_bytes()
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_commands_that_cannot_work_in_several_processes(
+    bad: Run, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    outcome = bad("train", "--arch", "arch.json")
+    assert outcome.code == USAGE
+    assert "train: cannot run in several processes, only search can; start it" in outcome.line
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def test_a_card_that_lacks_what_the_space_needs(folder: Path, bad: Run) -> None:
+    from latency import profile_device
+
+    profile_device(folder / "short.card", runtime="simulated", rounds=2, probes=3)
+    outcome = bad(*SEARCH, "--latency", "80%", "--device", "short.card", "--no-measure")
+    assert outcome.code == FAILED
+    for words in ("short.card: never measured", "Gemm", "(in block 0: ", "--update --space"):
+        assert words in outcome.line
+
+
 # -- names -----------------------------------------------------------------------------------------
 
 
@@ -412,6 +518,11 @@ def test_data(folder: Path, bad: Run, command: str) -> None:
         ((*EVOLVE, *QUICK, "--population", "3"), USAGE, "population 3: at least"),
         ((*EVOLVE, *QUICK, "--width-mult", "nan"), USAGE, "--width-mult nan"),
         ((*SEARCH, *QUICK, "--steps", "-4"), USAGE, "steps -4: at least 1"),
+        ((*SEARCH, *QUICK, "--pareto", "1"), USAGE, "not in the range"),
+        ((*SEARCH, "--budget", "1.06M", "--pareto", "4"), USAGE, "no room for 4 limits"),
+        ((*SEARCH, *QUICK, "--option", "alpha_rate"), USAGE, "must be NAME=VALUE"),
+        ((*SEARCH, *QUICK, "--option", "constraint=hard"), USAGE, "constraint"),
+        ((*SEARCH, *QUICK, "--update-rule", "full"), USAGE, "is not one of 'two'"),
         ((*SEARCH, *QUICK, "--constraint", "soft"), USAGE, "is not one of 'lagrangian'"),
         (("train", "--arch", "arch.json", "--epochs", "0"), USAGE, "epochs 0: at least 1"),
         (("train", "--arch", "arch.json", "--learning-rate", "nan"), USAGE, "learning_rate nan"),
@@ -459,6 +570,7 @@ def test_names_and_numbers(bad: Run, arguments: Sequence[str], code: int, why: s
         ('[target]\nbudget = "2M"\n[device]\ncard = "missing"', FAILED, "missing: no such file"),
         ('[target]\nbudget = "2M"\n[device]\ncard = "noise"', FAILED, "not a device card"),
         ('[target]\nbudget = "2M"\n[device]\nruntime = "tensorrt"', UNAVAILABLE, "tensorrt"),
+        ('[target]\nbudget = "2M"\n[search]\nupdate_rule = "full"', FAILED, "update_rule = 'full'"),
         ('[target]\nbudget = "2M"\nwidth_mult = nan', FAILED, "must be a finite number"),
         ('seed = -1\n[target]\nbudget = "2M"', USAGE, "seed -1: must be 0 to"),
     ],

@@ -1,0 +1,182 @@
+"""One search in several processes, with the numbers of one.
+
+``torchrun --nproc-per-node 2 -m autospace search …`` starts the same command several times. Every
+process makes the same random choices (paths, batches, pairs depend on the seed and the step
+alone), computes its share of each batch, and adds up what it found with the others': losses,
+gradients, and the sums behind batch norm's statistics. torch's ``SyncBatchNorm`` refuses tensors
+on the CPU; `SharedNorm` does the same with two all-reduces forward and their transposes backward.
+The first process alone writes files and measures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from devices.errors import UsageError
+
+__all__ = ["ALONE", "FollowerDone", "Ranks", "SharedNorm", "join", "share_norms"]
+
+
+class FollowerDone(SystemExit):
+    """Ends a process that is not the first: what is left to do is done by that one alone."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that search together.
+
+    Attributes:
+        rank: from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and measures."""
+        return self.rank == 0
+
+    def share(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+        """This process's part of a batch.
+
+        Args:
+            images: shape ``(batch, channels, size, size)``, the same in every process.
+            labels: shape ``(batch,)``.
+
+        Returns:
+            The part, and its share of the batch: the weight of its mean loss.
+
+        Raises:
+            UsageError: fewer images than processes.
+        """
+        if self.size == 1:
+            return images, labels, 1.0
+        if len(labels) < self.size:
+            raise UsageError(
+                f"a batch of {len(labels)} images for {self.size} processes: start at most as "
+                "many as there are images in it"
+            )
+        place = torch.arange(self.rank, len(labels), self.size)
+        layout = torch.channels_last
+        return images[place].contiguous(memory_format=layout), labels[place], (
+            len(place) / len(labels)
+        )  # fmt: skip
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Adds up each tensor over all processes, in place.
+
+        Args:
+            tensors: of the same shapes and type in every process.
+        """
+        own = list(tensors)
+        if self.size == 1 or not own:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in own])
+        distributed.all_reduce(flat)
+        start = 0
+        for tensor in own:
+            tensor.copy_(flat[start : start + tensor.numel()].reshape(tensor.shape))
+            start += tensor.numel()
+
+    def total(self, value: Tensor) -> Tensor:
+        """A scalar added up over all processes, without its graph."""
+        value = value.detach()
+        if self.size > 1:
+            value = value.clone()
+            distributed.all_reduce(value)
+        return value
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def leave(self) -> None:
+        """Ends working together; the first process goes on alone.
+
+        Raises:
+            FollowerDone: in all others.
+        """
+        if self.size == 1:
+            return
+        self.wait()
+        distributed.destroy_process_group()
+        if not self.first:
+            raise FollowerDone
+
+
+ALONE = Ranks()
+
+
+def join() -> Ranks:
+    """The processes that ``torchrun`` started, or this one alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        return ALONE
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over processes; so is its gradient, as every process's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        """The sum, the same in every process."""
+        value = value.clone()
+        distributed.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        """What the losses of all processes say together."""
+        slope = slopes[0].clone()
+        distributed.all_reduce(slope)
+        return slope
+
+
+class SharedNorm(nn.Module):
+    """Batch norm by the statistics of the whole batch, of which each process has a part.
+
+    Args:
+        norm: whose weight, bias and epsilon are taken over; it keeps no running statistics.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(part of the batch, channels, h, w)`` to the same shape."""
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        sums = _sum(torch.cat([x.sum((0, 2, 3)), count]))
+        mean = (sums[:-1] / sums[-1])[:, None, None]
+        centred = x - mean
+        variance = _sum(centred.square().sum((0, 2, 3))) / sums[-1].detach()
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def _sum(value: Tensor) -> Tensor:
+    return _Sum.apply(value)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def share_norms(module: nn.Module) -> None:
+    """Puts `SharedNorm` in the place of every batch norm; weights and their names stay."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, SharedNorm(child))
+        else:
+            share_norms(child)
