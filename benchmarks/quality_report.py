@@ -18,6 +18,7 @@ __all__ = ["plot_distributions", "rank_correlation", "report_lines", "summary"]
 
 _RESAMPLES = 4000
 _INTERVAL = (0.05, 0.95)
+_GOALS = ("random cells", "MBConv")
 
 
 def summary(
@@ -92,17 +93,31 @@ def report_lines(result: Mapping[str, Any]) -> list[str]:
         f"networks at {result['target']:.0%} of the reference network's latency, "
         f"± {result['band']:.0%}, on {result['device']}",
         "",
-        f"{'space':<16}{'networks':>9}{'seeds':>6}  {'mean error':>22}  {'best error':>22}  "
-        f"{'mean behind':>24}",
+        f"{'space':<20}{'networks':>9}{'seeds':>6}  {'mean error':>22}  {'best error':>22}  "
+        f"{'mean behind':>24}  {'best behind':>24}",
     ]
     for name, own in result["spaces"].items():
         behind = own.get("behind")
         lines.append(
-            f"{name:<16}{own['networks']:>9}{own['seeds']:>6}  "
+            f"{name:<20}{own['networks']:>9}{own['seeds']:>6}  "
             f"{_with_interval(own['mean'], own['mean_interval']):>22}  "
             f"{_with_interval(own['best'], own['best_interval']):>22}  "
-            + (f"{_with_interval(behind['mean'], behind['mean_interval']):>24}" if behind else "")
+            + (
+                f"{_with_interval(behind['mean'], behind['mean_interval']):>24}  "
+                f"{_with_interval(behind['best'], behind['best_interval']):>24}"
+                if behind
+                else ""
+            )
         )
+    lines.append("")
+    for name in _GOALS:
+        if behind := result["spaces"].get(name, {}).get("behind"):
+            for what in ("mean", "best"):
+                met = behind[f"{what}_interval"][0] > 0
+                lines.append(
+                    f"{'met ' if met else 'MISS'} evolved better than {name} in {what}, outside "
+                    "the interval"
+                )
     rank = result["rank"]
     if rank["correlation"] is not None:
         lines += [
