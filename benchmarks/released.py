@@ -4,8 +4,9 @@
 holds the two files of the AutoSpace release, `net_340M.config` and `search_space.config`. Compared
 are the released network, networks with one MBConv6 in every block (windows of 3, 5 and 7), and for
 each budget of the release's table (175 to 570 million multiply-adds, and 650 at 1.4 times the
-width) the network of the released space that the exact solver finds closest below it. All are
-measured together, interleaved; the released network is in both readings of its operations 7 and 9
+width) the network of the released space that the exact solver finds closest below it; with
+``--space FILE`` those of another space on the same skeleton, too. All are measured together,
+interleaved; the released network is in both readings of its operations 7 and 9
 (`--kernel-reading` of the other commands).
 """
 
@@ -95,15 +96,24 @@ def derived(space: SearchSpace, budget: float, width_mult: float) -> Architectur
     return Architecture(skeleton, blocks, space.kernel_reading)
 
 
-def networks(folder: Path) -> dict[str, Architecture]:
+def networks(folder: Path, other: SearchSpace | None = None) -> dict[str, Architecture]:
     """Every network of the table, by name.
+
+    Args:
+        folder: of the two released files.
+        other: a space that networks are derived from, too.
 
     Raises:
         InvalidInputError: one of the two files is missing or no released file.
+        UsageError: the other space is not on the released skeleton.
     """
     released = Architecture.load(folder / "net_340M.config")
     space = SearchSpace.load(folder / "search_space.config")
     mobile = SKELETONS["mobile"]
+    if other is not None and other.skeleton != mobile:
+        raise UsageError(
+            f"--space: on the {other.skeleton.name} skeleton, not on mobile at 224×224"
+        )
     found = {
         f"released 340M, {reading}": replace(released, kernel_reading=reading)
         for reading in KERNEL_READINGS
@@ -112,9 +122,11 @@ def networks(folder: Path) -> dict[str, Architecture]:
         found[f"MBConv6 {window}×{window} everywhere"] = Architecture(
             mobile, (MBConv(window, 6),) * len(mobile.blocks)
         )
-    for budget, width in BUDGETS:
-        wide = f" at {width}× width" if width != 1 else ""
-        found[f"space, {budget / 1e6:.0f}M{wide}"] = derived(space, budget, width)
+    spaces = {"space": space, **({"evolved": other} if other is not None else {})}
+    for name, one in spaces.items():
+        for budget, width in BUDGETS:
+            wide = f" at {width}× width" if width != 1 else ""
+            found[f"{name}, {budget / 1e6:.0f}M{wide}"] = derived(one, budget, width)
     return found
 
 
@@ -126,12 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--released", type=Path, required=True, help="folder of the released files")
     add("--device", type=Path, required=True, help="device card of this machine")
+    add("--space", type=Path, help="file of another space, to derive networks from it, too")
     add("--visits", type=int, default=_VISITS, help=f"of each network ({_VISITS})")
     add("--output", type=Path, help="JSON file (benchmarks/results/released-…)")
     given = parser.parse_args(arguments)
     try:
         device = open_device(given.device)
-        rows = _measured(networks(given.released), device, given.visits)
+        other = SearchSpace.load(given.space) if given.space else None
+        rows = _measured(networks(given.released, other), device, given.visits)
     except AutospaceError as error:
         print(f"released: error: {error}", file=sys.stderr)
         return error.exit_code

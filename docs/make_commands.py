@@ -24,8 +24,8 @@ EXAMPLES = (
     ("profile-device", "autospace profile-device --minutes 1 -o cpu.card"),
     (
         "evolve",
-        "autospace evolve --latency 0.1ms --device cpu.card --skeleton tiny --generations 40 "
-        "--warmup 15 --population 24 -o space.json",
+        "autospace evolve --latency 0.1ms --device cpu.card --skeleton tiny --generations 45 "
+        "--warmup 15 -o space.json",
     ),
     ("", "autospace profile-device --update --space space.json --minutes 0.7 -o cpu.card"),
     (
