@@ -12,6 +12,7 @@ from autospace.cost import Limit, MaddsCost, reference_cost, smallest_cost
 from autospace.data import load_data
 from autospace.evolution import (
     EvolutionOptions,
+    _Evolution,
     _first_population,
     evolve_space,
     layer_function,
@@ -118,6 +119,25 @@ def test_interrupted_anywhere_it_ends_in_the_same_space(data, tmp_path):
         assert (resumed, resumed.fitness) == (whole, whole.fitness)
         assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
         assert _evolve(data, state=state).provenance["expected"] == whole.provenance["expected"]
+
+
+def test_interrupted_within_a_generation_it_ends_in_the_same_space(data, tmp_path, monkeypatch):
+    """Weights that learned from a part of a generation are no state to go on from."""
+    whole = _evolve(data)
+    step = _Evolution._weight_step
+
+    def stop(self, cells, weights, number):
+        if number == 2:
+            step(self, cells, weights, number)
+            raise KeyboardInterrupt
+        return step(self, cells, weights, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Evolution, "_weight_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _evolve(data, state=tmp_path / "state")
+    resumed = _evolve(data, state=tmp_path / "state")
+    assert (resumed, resumed.fitness) == (whole, whole.fitness)
 
 
 def test_a_tight_limit_pulls_the_expected_cost_down(data):
