@@ -299,6 +299,9 @@ class _Bench:
             "measured_ms": best.measured.latency_ms if best.measured else None,
             "bound_ms": best.measured.upper_ms() if best.measured else None,
             "excess": best.excess,
+            "closest": max(
+                (one.excess for row in chosen.rounds for one in row if one.kept), default=None
+            ),
             "rounds": len(chosen.rounds),
             "offered": _offered(member, chosen),
             "seconds": round(time.monotonic() - started_s, 1),

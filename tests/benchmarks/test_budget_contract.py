@@ -37,7 +37,8 @@ def measured(latency_ms: float) -> dict[str, Any]:
 def found(number: int, limit_ms: float = 1.0, **changes: Any) -> dict[str, Any]:
     return {
         "number": number, "kind": "both", "kept": True, "refused": None, "data": "some",
-        "device": "this", "offered": True, "excess": -0.01, "rounds": 1, "seconds": 9.0,
+        "device": "this", "offered": True, "excess": -0.01, "closest": -0.005, "rounds": 1,
+        "seconds": 9.0,
         "limits": [
             {"metric": "latency_ms", "value": limit_ms, "text": "1 ms"},
             {"metric": "madds", "value": 1000.0, "text": "1k"},
@@ -76,6 +77,7 @@ def test_summary_by_hand() -> None:
     assert goals["slack"]["found"] == pytest.approx((0.02 - 0.10) / 2)
     assert goals["expectation"]["found"] == pytest.approx(0.5)
     assert result["slack_to_bound"] == pytest.approx(0.01)
+    assert result["slack_of_closest"] == pytest.approx(0.005)
     assert result["expectation_within"] == 4
     text = "\n".join(report_lines(result))
     assert "misses beyond the interval: 1 (goal 0): MISS" in text
