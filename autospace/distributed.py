@@ -1,7 +1,7 @@
-"""One search in several processes, with the numbers of one.
+"""One search or evolution in several processes, with the numbers of one.
 
 ``torchrun --nproc-per-node 2 -m autospace search …`` starts the same command several times. Every
-process makes the same random choices (paths, batches, pairs depend on the seed and the step
+process makes the same random choices (paths, batches, pairs, cells depend on the seed and the step
 alone), computes its share of each batch, and adds up what it found with the others': losses,
 gradients, and the sums behind batch norm's statistics. torch's ``SyncBatchNorm`` refuses tensors
 on the CPU; `SharedNorm` does the same with two all-reduces forward and their transposes backward.

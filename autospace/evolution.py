@@ -39,7 +39,16 @@ from autospace.checkpoint import (
 from autospace.checks import check_rules, finite_loss
 from autospace.cost import Cost, Limit, check_reachable, format_cost, reference_cost
 from autospace.data import Data
-from autospace.events import Journal, Progress, SaveClock, Watch, silent, unwatched
+from autospace.distributed import ALONE, Ranks, share_norms
+from autospace.events import (
+    Journal,
+    Progress,
+    SaveClock,
+    Watch,
+    silent,
+    undivided,
+    unwatched,
+)
 from autospace.exam import examine
 from autospace.files import content_hash
 from autospace.genotype import EXPANSIONS, REFERENCE_CELLS, Cell, Mix
@@ -66,6 +75,8 @@ _CHAIN = ((1, 0), (2, 1), (3, 2))
 _KIND = "autospace.evolution"
 LayerFunction = tuple[int, ...]
 _LEAST_RATE = 0.2
+_MOST_CELLS = 500
+"""In a population: there are only so many that compute something different."""
 _SPREAD = 3.0
 """Standard deviation of the values after the exam: prices then trade off sharply."""
 
@@ -153,6 +164,7 @@ class EvolutionOptions:
                     f"population {self.population}: at least the tournament ({self.tournament}), "
                     f"the sampled cells ({self.sampled}) and one more than the references",
                 ),
+                (self.population <= _MOST_CELLS, f"population {self.population}: at most 500"),
                 (self.steps >= 1, f"steps {self.steps}: at least 1"),
                 (0 <= self.single <= 1, f"single {self.single}: from 0 to 1"),
                 (self.batch >= 2, f"batch {self.batch}: at least 2"),
@@ -269,6 +281,8 @@ class _Evolution:
     generation: int = 0
     cells_tried: int = 0
     last: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Ranks = ALONE
+    """The processes that share each batch; all of them sample the same cells."""
     history: list[list[list[str]]] = field(default_factory=list)
     """The cells of the space after each of the last generations, by layer, the oldest first."""
 
@@ -442,11 +456,13 @@ class _Evolution:
         if random.random() < self.options.single:
             cells = [[row[int(random.integers(len(row)))]] for row in cells]
             weights = torch.ones(len(cells), 1)
-        loss = functional.cross_entropy(
+        images, labels, share = self.ranks.share(images, labels)
+        loss = share * functional.cross_entropy(
             self.net(images, cells, weights), labels, label_smoothing=0.1
         )
-        value = finite_loss(loss, f"evolve, weight step {step}")
+        value = finite_loss(self.ranks.total(loss), f"evolve, weight step {step}")
         loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum(own.grad for own in self.net.parameters() if own.grad is not None)
         self.optimizer.step()
         return value
 
@@ -463,13 +479,15 @@ class _Evolution:
         images, labels = self.data.training_batch(
             self.data.validation, self.options.batch, place, self.seed.child("alpha")
         )
+        images, labels, share = self.ranks.share(images, labels)
         weights = torch.softmax(alpha - penalty, 1).requires_grad_()
         for parameter in self.net.parameters():
             parameter.requires_grad_(False)
         try:
-            loss = functional.cross_entropy(self.net(images, cells, weights), labels)
-            value = finite_loss(loss, f"evolve, α step {place}")
+            loss = share * functional.cross_entropy(self.net(images, cells, weights), labels)
+            value = finite_loss(self.ranks.total(loss), f"evolve, α step {place}")
             (slope,) = torch.autograd.grad(loss, weights)
+            self.ranks.sum([slope])
         finally:
             for parameter in self.net.parameters():
                 parameter.requires_grad_(True)
@@ -540,7 +558,8 @@ class _Evolution:
         cells = [[one.cell for one in row] for row in self.populations]
         effects = examine(
             self.net, cells, self.data, batches=self.options.exam, batch=self.options.batch,
-            seed=self.seed, progress=lambda share: progress(1.0, f"exam, {share:.0%}"),
+            seed=self.seed, ranks=self.ranks,
+            progress=lambda share: progress(1.0, f"exam, {share:.0%}"),
         )  # fmt: skip
         unit = float(np.std(np.concatenate(effects))) / _SPREAD + 1e-12
         self.populations = [
@@ -648,6 +667,7 @@ def evolve_space(
     seed: Seed | None = None,
     reading: KernelReading = "kernel",
     provenance: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
     state: Path | None = None,
     log: Path | None = None,
     progress: Progress = silent,
@@ -664,13 +684,14 @@ def evolve_space(
         seed: of everything random.
         reading: how fused depthwise operations are built.
         provenance: kept in the space, beside what is added here.
+        ranks: the processes that share each batch; only the first writes files.
         state: where the state is saved as it goes, and resumed from if it is there.
         log: the JSON-lines log.
         progress: is told after every generation.
         watch: is given every new line of the log.
 
     Returns:
-        The space: for each layer the fittest evolved cells and the reference family.
+        The space: for each layer the cells that are kept, the fittest first.
 
     Raises:
         UsageError: options that contradict each other, or a limit below the smallest network.
@@ -684,6 +705,8 @@ def evolve_space(
         resolution=data.resolution, in_channels=data.channels, num_classes=data.num_classes
     )
     net = EvolvingNet(proxy, reading, seed.torch_generator("weights"))
+    if ranks.size > 1:
+        share_norms(net)
     optimizer = torch.optim.SGD(
         weight_decay_groups(net.named_parameters(), options.weight_decay),
         lr=options.learning_rate,
@@ -700,7 +723,7 @@ def evolve_space(
             _first_population(options, seed, layer, target, reading)
             for layer in range(target.num_layers)
         ],
-        ceilings=ceilings,
+        ceilings=ceilings, ranks=ranks,
     )  # fmt: skip
     digest = content_hash(
         [target.to_json(), asdict(options), seed.root, reading, data.description,
@@ -709,23 +732,32 @@ def evolve_space(
     saved = saved_state(state, _KIND, digest)
     if saved is not None:
         run.restore(saved)
-    journal = Journal(log, keep=saved.meta["lines"] if saved else 0)
+    ranks.wait()  # until all have read what the first will write over
+    journal = Journal(log if ranks.first else None, keep=saved.meta["lines"] if saved else 0)
     clock = SaveClock()
+
+    def save() -> None:
+        if state is not None and ranks.first:
+            run.save(state, digest, len(journal.lines))
+
+    whole = True
     started_s, tried_before = time.monotonic(), run.cells_tried
     try:
         while run.generation < options.generations and not run.converged:
-            line = run.run_generation()
-            journal.add(line)
+            with undivided():
+                whole = False
+                line = run.run_generation()
+                journal.add(line)
+                whole = True
             watch(line)
             progress(run.generation / options.generations, _message(line, limits, options))
-            if state is not None and clock.due():
-                run.save(state, digest, len(journal.lines))
+            if clock.due():
+                save()
     except KeyboardInterrupt:
-        if state is not None:
-            run.save(state, digest, len(journal.lines))
+        if whole:  # where Ctrl-C could not wait, a part of a generation is left to be done again
+            save()
         raise
-    if state is not None:
-        run.save(state, digest, len(journal.lines))
+    save()
     # The state stays that of before the exam: interrupted in it, it is sat again, alike.
     if options.exam and options.fitness == "gradient":
         run.examine(progress)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from autospace.checks import finite_loss
 from autospace.data import Data
+from autospace.distributed import ALONE, Ranks
 from autospace.genotype import Cell
 from autospace.seeding import Seed
 from autospace.supernet import EvolvingNet
@@ -39,6 +40,7 @@ def examine(
     batch: int,
     seed: Seed,
     progress: Callable[[float], None],
+    ranks: Ranks = ALONE,
 ) -> list[Array]:
     """Measures what each cell adds to the held-out loss of networks of single cells.
 
@@ -50,6 +52,7 @@ def examine(
         batch: images in each.
         seed: of the batches and of the networks.
         progress: is told the share that is done.
+        ranks: the processes that share each batch.
 
     Returns:
         For each layer, the effect of each of its cells on the cross-entropy, shape ``(cells,)``;
@@ -68,14 +71,15 @@ def examine(
             images, labels = data.training_batch(
                 data.validation, batch, number, seed.child("exam"), augment=False
             )
+            images, labels, share = ranks.share(images, labels)
             random = seed.generator("exam", number)
             columns = [np.resize(random.permutation(len(row)), count) for row in populations]
             losses.append([])
             for place in range(count):
                 choice = [int(column[place]) for column in columns]
                 cells = [[row[i]] for row, i in zip(populations, choice, strict=True)]
-                loss = functional.cross_entropy(net(images, cells, ones), labels)
-                losses[-1].append(finite_loss(loss, f"evolve, exam {number}"))
+                loss = share * functional.cross_entropy(net(images, cells, ones), labels)
+                losses[-1].append(finite_loss(ranks.total(loss), f"evolve, exam {number}"))
                 choices.append(choice)
             progress((number + 1) / batches)
     return effects_of(np.array(choices), np.array(losses), [len(row) for row in populations])

@@ -403,16 +403,18 @@ def evolve(
     Raises:
         UsageError: a malformed limit, or one below the smallest network.
     """
+    from autospace.distributed import join
     from autospace.evolution import evolve_space
 
     check_limit_texts(budget, latency)
+    ranks = join()
     if data is None:
         named = find_skeleton(skeleton) if isinstance(skeleton, str) else skeleton
         data = load_proxy("digits", None, named)
     if isinstance(skeleton, str):
         skeleton = target_skeleton(skeleton, data)
     costs = costs_of(skeleton, device, reading)
-    return evolve_space(
+    space = evolve_space(
         skeleton,
         data,
         costs,
@@ -421,11 +423,14 @@ def evolve(
         seed=Seed(seed),
         reading=reading,
         provenance={"device": device.description} if device else {},
+        ranks=ranks,
         state=state,
         log=log,
         progress=progress,
         watch=watch,
     )
+    ranks.leave()
+    return space
 
 
 @dataclass(frozen=True)

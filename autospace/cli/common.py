@@ -37,7 +37,7 @@ __all__ = [
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_TOGETHER = ("search",)
+_TOGETHER = ("evolve", "search")
 """Commands that torchrun may start several times for one piece of work."""
 
 FILE = click.Path(readable=False, path_type=Path)

@@ -95,6 +95,9 @@ def command(
     an interruption the same command goes on. It stops before --generations when the space no
     longer changes.
 
+    Started by torchrun, several processes share each batch and get the space that one gets, up to
+    rounding; the first one writes.
+
     \b
     Examples:
       autospace evolve --budget 500M

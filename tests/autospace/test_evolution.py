@@ -12,6 +12,7 @@ from autospace.cost import Limit, MaddsCost, reference_cost, smallest_cost
 from autospace.data import load_data
 from autospace.evolution import (
     EvolutionOptions,
+    _Evolution,
     _first_population,
     evolve_space,
     layer_function,
@@ -120,6 +121,25 @@ def test_interrupted_anywhere_it_ends_in_the_same_space(data, tmp_path):
         assert _evolve(data, state=state).provenance["expected"] == whole.provenance["expected"]
 
 
+def test_interrupted_within_a_generation_it_ends_in_the_same_space(data, tmp_path, monkeypatch):
+    """Weights that learned from a part of a generation are no state to go on from."""
+    whole = _evolve(data)
+    step = _Evolution._weight_step
+
+    def stop(self, cells, weights, number):
+        if number == 2:
+            step(self, cells, weights, number)
+            raise KeyboardInterrupt
+        return step(self, cells, weights, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Evolution, "_weight_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _evolve(data, state=tmp_path / "state")
+    resumed = _evolve(data, state=tmp_path / "state")
+    assert (resumed, resumed.fitness) == (whole, whole.fitness)
+
+
 def test_a_tight_limit_pulls_the_expected_cost_down(data):
     options = EvolutionOptions(
         generations=14, warmup=1, population=12, steps=2, batch=16, alpha_rate=0.3, exam=1,
@@ -134,6 +154,12 @@ def test_a_tight_limit_pulls_the_expected_cost_down(data):
         data, limit=0.25 * reference_cost(cost), options=replace(options, constraint=False)
     )
     assert free.layers == loose.layers
+
+
+def test_the_largest_population_is_there_to_be_found():
+    options, tiny = replace(OPTIONS, population=500), SKELETONS["tiny"]
+    for own in (options, replace(options, references="none")):
+        assert len(_first_population(own, Seed(0), 2, tiny, "kernel")) == 500
 
 
 def test_without_references_populations_are_random_and_keep_as_many_cells(data):
@@ -234,6 +260,7 @@ def test_a_limit_below_the_smallest_network_names_it(data):
     ("change", "message"),
     [
         ({"population": 3}, "population 3"),
+        ({"population": 501}, "population 501: at most 500"),
         ({"single": 1.5}, "single 1.5"),
         ({"inherit": -0.1}, "inherit -0.1"),
         ({"settling": 1.0}, "settling 1.0"),

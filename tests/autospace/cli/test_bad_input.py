@@ -468,7 +468,7 @@ def test_commands_that_cannot_work_in_several_processes(
     monkeypatch.setenv("RANK", rank)
     outcome = bad("train", "--arch", "arch.json")
     assert outcome.code == USAGE
-    assert "train: cannot run in several processes, only search can; start it" in outcome.line
+    assert "train: cannot run in several processes, only evolve, search can;" in outcome.line
 
 
 # -- tables ----------------------------------------------------------------------------------------
