@@ -10,8 +10,8 @@ long. ``--ablations`` evolves without one ingredient at a time.
 It takes hours, so everything is kept network by network in ``--folder``; killed, or stopped by
 ``--minutes``, the same command goes on. Networks are trained in turn, the first of every space
 before the second of any, so that what is there can be compared at any time. Evolutions and
-trainings run in ``--workers`` processes of one thread each, which on two cores take 0.75 of the
-time that one process of two threads does; latency is measured while none of them runs.
+trainings run in ``--workers`` processes of one thread each; latency is measured while none of
+them runs.
 """
 
 from __future__ import annotations
