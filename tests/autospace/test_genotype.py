@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,10 +196,51 @@ def test_fusion_keeps_field_and_connections(cell: Cell) -> None:
     assert fused.fused() == fused
     assert (fused.expansion, fused.mixes) == (cell.expansion, cell.mixes)
     for edge in ((2, 0), (3, 0), (3, 1)):
-        assert fused[edge] == cell[edge]
+        assert fused[edge] == cell[edge] or (cell[edge], fused[edge]) == (
+            Operation.IDENTITY, Operation.NONE,
+        )  # fmt: skip
     assert sum(one.is_depthwise for one in fused.chain) <= sum(
         one.is_depthwise for one in cell.chain
     )
+
+
+@given(search_cells)
+def test_simplified_cells_hold_no_more_and_are_simple(cell: Cell) -> None:
+    simple = cell.simplified()
+    assert simple.simplified() == simple
+    assert (simple.chain, simple.expansion, simple.mixes) == (
+        cell.chain,
+        cell.expansion,
+        cell.mixes,
+    )
+    for node in (2, 3):
+        assert {*simple.inputs(node)} <= {*cell.inputs(node)}
+
+
+@pytest.mark.parametrize(
+    ("chain", "across", "left"),
+    [
+        ((2, 2, 5), {(2, 0): 2}, {}),
+        ((5, 2, 2), {(3, 1): 2}, {}),
+        ((2, 2, 2), {(2, 0): 2, (3, 0): 2, (3, 1): 2}, {}),
+        ((5, 2, 2), {(3, 0): 2}, {(3, 0): 2}),
+        ((5, 2, 2), {(3, 0): 2, (3, 1): 2}, {(3, 0): 2, (3, 1): 2}),
+        ((2, 2, 5), {(2, 0): 3}, {(2, 0): 3}),
+        # What fusing makes equal is then left out as well.
+        ((5, 5, 2), {(3, 1): 2}, {}),
+    ],
+)
+def test_a_value_is_not_added_to_itself(
+    chain: tuple[int, int, int],
+    across: dict[tuple[int, int], int],
+    left: dict[tuple[int, int], int],
+) -> None:
+    fused = _chain(*chain, across=across).fused()
+    kept = {edge: int(fused[edge]) for edge in ((2, 0), (3, 0), (3, 1)) if int(fused[edge]) != 1}
+    assert kept == left
+    assert replace(_chain(*chain, across=across), mixes=(Mix.GATE, Mix.GATE)).simplified().inputs(
+        2
+    ) == _chain(*chain, across=across).inputs(2)
 
 
 def _chain(*ids: int, across: dict[tuple[int, int], int] | None = None) -> Cell:
