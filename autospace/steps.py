@@ -59,6 +59,7 @@ __all__ = [
     "evolve",
     "export",
     "limits_of",
+    "measuring_on",
     "open_device",
     "predict",
     "profile",
@@ -70,6 +71,8 @@ __all__ = [
 
 _PROXY_RESOLUTION = 64
 _VISITS = 12
+_CANDIDATE_VISITS = 48
+"""To each candidate of a search: what its bound is above it is lost of the limit."""
 _MISSING_ROUNDS = 6
 """Visits to networks with what a card lacks; from three on a kernel counts as measured."""
 
@@ -521,7 +524,7 @@ def search(
     Raises:
         UsageError: a malformed limit, or one below the smallest network.
     """
-    from autospace.verify import choose_network
+    from autospace.verify import choose_networks
 
     asked = _asked(
         space, budget, latency, device, statistic, data, options, seed, measure, state, progress
@@ -529,8 +532,8 @@ def search(
     searched = asked.train(state=state, log=log, progress=progress)
     asked.ranks.leave()
     measuring, warnings = asked.measuring(measure)
-    chosen = choose_network(
-        searched, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
+    (chosen,) = choose_networks(
+        [searched], asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
         measure=measuring, record=record, progress=verifying or progress,
     )  # fmt: skip
     return asked.result(chosen, searched, warnings)
@@ -647,7 +650,7 @@ def search_pareto(
         UsageError: a malformed limit, one below the smallest network, or no room for so many.
     """
     from autospace.family import learn_family
-    from autospace.verify import choose_family
+    from autospace.verify import choose_networks
 
     asked = _asked(
         space, budget, latency, device, statistic, data, options, seed, measure, state, progress
@@ -667,7 +670,7 @@ def search_pareto(
     )  # fmt: skip
     asked.ranks.leave()
     measuring, warnings = asked.measuring(measure)
-    chosen = choose_family(
+    chosen = choose_networks(
         family, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
         measure=measuring, record=record, progress=verifying or progress,
     )  # fmt: skip
@@ -748,7 +751,7 @@ class _Asked:
             return None, warnings
         if not self.device.here:
             return None, [*warnings, "not measured: this machine is not the card's device"]
-        return _measuring(self.device, self.seed), warnings
+        return measuring_on(self.device, self.seed), warnings
 
     def result(
         self, chosen: Chosen, searched: SearchedNet, warnings: Sequence[str]
@@ -864,7 +867,8 @@ def _covered(
     return cost, (f"{card.name} lacks {words}: measured for this search; keep them with {remedy}",)
 
 
-def _measuring(device: Device, seed: int) -> Measure:
+def measuring_on(device: Device, seed: int) -> Measure:
+    """What measures a search's candidates on a device of this machine."""
     from autospace.onnx_export import onnx_for_cost
 
     def measure(networks: Mapping[str, Architecture]) -> Mapping[str, Measurement]:
@@ -872,7 +876,7 @@ def _measuring(device: Device, seed: int) -> Measure:
             name: onnx_for_cost(architecture, device.card.settings.batch)
             for name, architecture in networks.items()
         }
-        return device.measure(models, seed=seed)
+        return device.measure(models, visits=_CANDIDATE_VISITS, seed=seed)
 
     return measure
 

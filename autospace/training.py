@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,10 +33,14 @@ from autospace.seeding import Seed
 from autospace.space import Architecture
 from devices.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = [
     "TrainOptions",
     "TrainedNetwork",
     "accuracy",
+    "classified_right",
     "recalibrate_norms",
     "train_network",
 ]
@@ -139,14 +143,17 @@ class TrainedNetwork:
         return TrainedNetwork(architecture, network, meta.pop("accuracy"), meta)
 
 
+def classified_right(network: nn.Module, data: Data, split: Split) -> NDArray[np.bool_]:
+    """Which of a split's images are classified right, shape ``(images,)``."""
+    network.eval()
+    with torch.no_grad():
+        right = [network(images).argmax(1) == labels for images, labels in data.batches(split)]
+    return torch.cat(right).numpy()
+
+
 def accuracy(network: nn.Module, data: Data, split: Split) -> float:
     """The share of a split's images that are classified right."""
-    network.eval()
-    right = 0
-    with torch.no_grad():
-        for images, labels in data.batches(split):
-            right += int((network(images).argmax(1) == labels).sum())
-    return right / len(split)
+    return float(classified_right(network, data, split).mean())
 
 
 def recalibrate_norms(

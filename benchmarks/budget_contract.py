@@ -37,7 +37,6 @@ from autospace.family import learn_family
 from autospace.files import check_writable, content_hash, read_document, write_json
 from autospace.genotype import REFERENCE_CELLS
 from autospace.inspecting import inspect_file
-from autospace.onnx_export import onnx_for_cost
 from autospace.proxyless import SearchedNet, SearchOptions, search_space
 from autospace.seeding import Seed
 from autospace.select import select
@@ -48,11 +47,12 @@ from autospace.steps import (
     benchmark,
     export,
     load_proxy,
+    measuring_on,
     open_device,
     profile,
     target_skeleton,
 )
-from autospace.verify import Chosen, Recalibration, choose_network
+from autospace.verify import Chosen, Recalibration, choose_networks
 from benchmarks.conditions import RESULTS
 from benchmarks.contract_report import CLOSE, report_lines, summary
 from benchmarks.search_step import cells
@@ -278,10 +278,10 @@ class _Bench:
         latency = "latency_ms" in KINDS[kind]
         record = self.plan.search_file(number).with_suffix(".verification")
         try:
-            chosen = choose_network(
-                member, self.few, self.tables["latency_ms"] if latency else None,
+            (chosen,) = choose_networks(
+                [member], self.few, self.tables["latency_ms"] if latency else None,
                 options=self.plan.options, seed=seed, record=record,
-                measure=self._measuring(number) if latency else None,
+                measure=measuring_on(self.device, number) if latency else None,
                 progress=self.told(f"search {number}"),
             )  # fmt: skip
         except UsageError as error:  # two limits that no network of the space keeps together
@@ -306,16 +306,6 @@ class _Bench:
             "offered": _offered(member, chosen),
             "seconds": round(time.monotonic() - started_s, 1),
         }
-
-    def _measuring(
-        self, number: int
-    ) -> Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]:
-        def measure(networks: Mapping[str, Architecture]) -> Mapping[str, Measurement]:
-            batch = self.device.card.settings.batch
-            models = {name: onnx_for_cost(one, batch) for name, one in networks.items()}
-            return self.device.measure(models, seed=number)
-
-        return measure
 
     def again(self, numbers: Sequence[int]) -> None:
         """Exports what searches found, and counts and measures the files together."""
