@@ -11,7 +11,7 @@ The first process alone writes files and measures.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,18 @@ class Ranks:
             value = value.clone()
             distributed.all_reduce(value)
         return value
+
+    def first_s(self, values: Sequence[float]) -> list[float]:
+        """The first process's values, in all of them.
+
+        Args:
+            values: as many in every process.
+        """
+        if self.size == 1:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64)
+        distributed.broadcast(shared, 0)
+        return [float(value) for value in shared]
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -524,19 +524,12 @@ def search(
     Raises:
         UsageError: a malformed limit, or one below the smallest network.
     """
-    from autospace.verify import choose_networks
-
     asked = _asked(
         space, budget, latency, device, statistic, data, options, seed, measure, state, progress
     )
     searched = asked.train(state=state, log=log, progress=progress)
-    asked.ranks.leave()
-    measuring, warnings = asked.measuring(measure)
-    (chosen,) = choose_networks(
-        [searched], asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
-        measure=measuring, record=record, progress=verifying or progress,
-    )  # fmt: skip
-    return asked.result(chosen, searched, warnings)
+    (found,) = asked.verified([searched], measure, record, verifying or progress)
+    return found
 
 
 @dataclass(frozen=True)
@@ -650,7 +643,6 @@ def search_pareto(
         UsageError: a malformed limit, one below the smallest network, or no room for so many.
     """
     from autospace.family import learn_family
-    from autospace.verify import choose_networks
 
     asked = _asked(
         space, budget, latency, device, statistic, data, options, seed, measure, state, progress
@@ -668,17 +660,7 @@ def search_pareto(
         state=family_state(state) if state else None,
         progress=lambda fraction, message: progress(0.7 + 0.3 * fraction, message),
     )  # fmt: skip
-    asked.ranks.leave()
-    measuring, warnings = asked.measuring(measure)
-    chosen = choose_networks(
-        family, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
-        measure=measuring, record=record, progress=verifying or progress,
-    )  # fmt: skip
-    return FamilyResult(
-        tuple(
-            asked.result(one, member, warnings) for one, member in zip(chosen, family, strict=True)
-        )
-    )
+    return FamilyResult(asked.verified(family, measure, record, verifying or progress))
 
 
 def card_copy(state: Path) -> Path:
@@ -713,8 +695,11 @@ class _Asked:
     def tables(self) -> list[CostTable]:
         return [self.costs[limit.metric].table(self._candidates) for limit in self.limits]
 
-    @cached_property
-    def latency_table(self) -> CostTable | None:
+    def latency_table(self, searched: SearchedNet) -> CostTable | None:
+        """What was searched with; that of the card where latency is not limited."""
+        limited = (table for table in searched.tables if table.metric == "latency_ms")
+        if table := next(limited, None):
+            return table
         return self.costs["latency_ms"].table(self._candidates) if self.device else None
 
     def family(self, count: int) -> list[tuple[Limit, ...]]:
@@ -752,6 +737,26 @@ class _Asked:
         if not self.device.here:
             return None, [*warnings, "not measured: this machine is not the card's device"]
         return measuring_on(self.device, self.seed), warnings
+
+    def verified(
+        self,
+        family: Sequence[SearchedNet],
+        measure: bool,
+        record: Path | None,
+        progress: Progress,
+    ) -> tuple[SearchResult, ...]:
+        """The first process alone: ranks, measures and chooses."""
+        from autospace.verify import choose_networks
+
+        self.ranks.leave()
+        measuring, warnings = self.measuring(measure)
+        chosen = choose_networks(
+            family, self.data, self.latency_table(family[0]), options=self.options,
+            seed=Seed(self.seed), measure=measuring, record=record, progress=progress,
+        )  # fmt: skip
+        return tuple(
+            self.result(one, member, warnings) for one, member in zip(chosen, family, strict=True)
+        )
 
     def result(
         self, chosen: Chosen, searched: SearchedNet, warnings: Sequence[str]
