@@ -10,6 +10,7 @@ The first process alone writes files and measures.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,18 @@ def join() -> Ranks:
         return ALONE
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
+        atexit.register(_end)
     return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+def _end() -> None:
+    """Ends gloo's threads while there is an interpreter: after an error nobody has left.
+
+    A thread that lets go of a tensor while Python shuts down aborts the process
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class _Sum(torch.autograd.Function):
