@@ -51,6 +51,8 @@ _MARGIN = 0.02
 _USES = (0.985, 0.95, 0.0)
 """Shares of a limit that proposals have to use: less only where there are not enough."""
 _PULL = 0.1
+_CARDS_OFF = 0.2
+"""How far the slope of a card's predictions is off, and their offset, by experience."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +118,25 @@ class Recalibration:
     def fit(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Recalibration:
         """The line through predicted and measured, in relative least squares.
 
-        Few or equal predictions cannot tell a slope from an offset; a weak pull towards the plain
-        median ratio decides then.
+        Few, equal or noisy pairs cannot tell a slope from an offset. So both are drawn towards the
+        plain median ratio, from which a card is off by a fifth or so, the more the farther the
+        pairs are from any line; and a slope that no card can be off by is not believed.
         """
         predicted, measured = np.asarray(predicted_ms), np.asarray(measured_ms)
         ratio = float(np.median(measured / predicted))
         typical = float(np.median(measured))
         rows = np.stack([predicted / measured, 1 / measured], 1)
-        pull = np.array([[typical / ratio, 0.0], [0.0, 1.0]]) * (_PULL / typical)
-        goal = np.concatenate([np.ones(len(rows)), pull @ [ratio, 0.0]])
-        factor, offset = np.linalg.lstsq(np.concatenate([rows, pull]), goal, rcond=None)[0]
+
+        def fitted(pull: float) -> NDArray[np.float64]:
+            towards = pull * np.diag([1 / ratio, 1 / typical])
+            goal = np.concatenate([np.ones(len(rows)), towards @ [ratio, 0.0]])
+            return np.linalg.lstsq(np.concatenate([rows, towards]), goal, rcond=None)[0]
+
+        off = rows @ fitted(_PULL) - 1
+        noise = float(np.sqrt(off @ off / max(1, len(off) - 2)))
+        factor, offset = fitted(max(_PULL, noise / _CARDS_OFF))
+        if not ratio / 2 < factor < 2 * ratio:
+            return Recalibration(ratio)
         return Recalibration(float(factor), float(offset))
 
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autospace.cost import SMALLEST_CELL, CostTable, Limit, MaddsCost
 from autospace.data import load_data
@@ -98,6 +100,23 @@ def test_equal_predictions_give_the_plain_ratio():
     fitted = Recalibration.fit([1.0, 1.0, 1.0], [1.3, 1.3, 1.3])
     assert fitted.factor + fitted.offset_ms == pytest.approx(1.3, rel=0.01)
     assert abs(fitted.offset_ms) < 0.2
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0, 0.3), st.floats(0.5, 2))
+def test_noise_in_a_narrow_range_makes_no_slope(seed, noise, ratio):
+    """Proposals are all of about one size: a line through them must not end somewhere absurd."""
+    random = np.random.default_rng(seed)
+    predicted = random.uniform(0.97, 1.0, 10)
+    measured = ratio * predicted * np.exp(random.normal(0, noise, 10))
+    fitted = Recalibration.fit(predicted, measured)
+    typical = float(np.median(measured / predicted))
+    assert 0.5 * typical < fitted.factor < 2 * typical
+    for size in (0.1, 1.0, 2.0):  # of networks far smaller and far larger
+        assert fitted.factor * size + fitted.offset_ms == pytest.approx(typical * size, abs=typical)
+    if noise < 0.05:
+        assert fitted.factor + fitted.offset_ms == pytest.approx(typical, rel=0.06)
+        assert fitted.factor == pytest.approx(typical, rel=0.25)
 
 
 def test_no_network_is_measured_twice(data):
