@@ -124,6 +124,28 @@ class CostTable:
             tuple(tuple(value * factor for value in row) for row in self.values),
         )
 
+    def reads_like(self, other: CostTable) -> bool:
+        """Whether both come from the same card and candidates.
+
+        A runtime may order a network's nodes anew when it is compiled again, and a reading then
+        differs in some entries; another card differs in nearly all.
+        """
+        if [len(row) for row in self.values] != [len(row) for row in other.values]:
+            return False
+        own, others = np.concatenate(self.values), np.concatenate(other.values)
+        return self.metric == other.metric and bool(np.mean(own == others) >= 0.5)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field."""
+        return {"metric": self.metric, "fixed": self.fixed, "values": self.values}
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> CostTable:
+        """From what `to_json` gave."""
+        return CostTable(
+            document["metric"], document["fixed"], tuple(tuple(row) for row in document["values"])
+        )
+
     def expected(self, dtype: torch.dtype | None = None) -> ExpectedCost:
         """The differentiable expectation over choices, batched; loads torch.
 

@@ -10,8 +10,9 @@ The first process alone writes files and measures.
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,18 @@ class Ranks:
             distributed.all_reduce(value)
         return value
 
+    def first_s(self, values: Sequence[float]) -> list[float]:
+        """The first process's values, in all of them.
+
+        Args:
+            values: as many in every process.
+        """
+        if self.size == 1:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64)
+        distributed.broadcast(shared, 0)
+        return [float(value) for value in shared]
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
@@ -126,7 +139,18 @@ def join() -> Ranks:
         return ALONE
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
+        atexit.register(_end)
     return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+def _end() -> None:
+    """Ends gloo's threads while there is an interpreter: after an error nobody has left.
+
+    A thread that lets go of a tensor while Python shuts down aborts the process
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class _Sum(torch.autograd.Function):

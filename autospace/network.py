@@ -144,6 +144,8 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             fan_out = layer.out_channels * layer.kernel_size[0] ** 2 // layer.groups
             with torch.no_grad():
                 layer.weight.normal_(0, (2.0 / fan_out) ** 0.5, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.BatchNorm2d):
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -17,7 +17,7 @@ ranked on held-out data, and measured on the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -467,6 +467,7 @@ class SearchRun:
             "alpha_steps": self.alpha_steps,
             "scale": self.scale,
             "multipliers": self.multipliers,
+            "tables": [table.to_json() for table in self.tables],
         }
         Checkpoint(_KIND, tensors, meta).save(path)
         self.saved_step = self.step
@@ -519,7 +520,20 @@ def search_space(
     seed = (seed or Seed(0)).child("search")
     options.check()
     candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
-    tables = tuple(costs[limit.metric].table(candidates) for limit in limits)
+    # Compiled anew, a network may be read a little differently, also by another process.
+    tables = tuple(_first_s(costs[limit.metric].table(candidates), ranks) for limit in limits)
+    digest = content_hash(
+        [space.hash, asdict(options), seed.root, data.description,
+         [limit.to_json() for limit in limits],
+         [[limit.to_json() for limit in member] for member in family]]
+    )  # fmt: skip
+    saved = saved_state(state, _KIND, digest)
+    if saved is not None:
+        before = tuple(CostTable.from_json(one) for one in saved.meta.get("tables", ()))
+        if len(before) == len(tables) and all(map(CostTable.reads_like, before, tables)):
+            tables = before
+        else:
+            saved = None
     check_limits(tables, limits)
     proxy = space.skeleton.for_data(
         resolution=data.resolution, in_channels=data.channels, num_classes=data.num_classes
@@ -546,12 +560,6 @@ def search_space(
     run = SearchRun(
         options, data, seed, net, optimizer, limits, tables, alpha, family=family, ranks=ranks
     )
-    digest = content_hash(
-        [space.hash, asdict(options), seed.root, data.description,
-         [limit.to_json() for limit in limits], [table.values for table in tables],
-         [[limit.to_json() for limit in member] for member in family]]
-    )  # fmt: skip
-    saved = saved_state(state, _KIND, digest)
     if saved is not None:
         run.restore(saved)
     ranks.wait()  # until all have read what the first will write over
@@ -595,6 +603,15 @@ def search_space(
         space, net, run.alpha, tables, tuple(limits), tuple(journal.lines),
         tuple(run.multipliers), run.scale, run.alpha_steps,
     )  # fmt: skip
+
+
+def _first_s(table: CostTable, ranks: Ranks) -> CostTable:
+    """The first process's table, in all of them."""
+    fixed, *flat = ranks.first_s([table.fixed, *(one for row in table.values for one in row)])
+    rest = iter(flat)
+    return replace(
+        table, fixed=fixed, values=tuple(tuple(next(rest) for _ in row) for row in table.values)
+    )
 
 
 def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: SearchOptions) -> str:

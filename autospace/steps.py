@@ -59,6 +59,7 @@ __all__ = [
     "evolve",
     "export",
     "limits_of",
+    "measuring_on",
     "open_device",
     "predict",
     "profile",
@@ -70,6 +71,8 @@ __all__ = [
 
 _PROXY_RESOLUTION = 64
 _VISITS = 12
+_CANDIDATE_VISITS = 48
+"""To each candidate of a search: what its bound is above it is lost of the limit."""
 _MISSING_ROUNDS = 6
 """Visits to networks with what a card lacks; from three on a kernel counts as measured."""
 
@@ -521,19 +524,12 @@ def search(
     Raises:
         UsageError: a malformed limit, or one below the smallest network.
     """
-    from autospace.verify import choose_network
-
     asked = _asked(
         space, budget, latency, device, statistic, data, options, seed, measure, state, progress
     )
     searched = asked.train(state=state, log=log, progress=progress)
-    asked.ranks.leave()
-    measuring, warnings = asked.measuring(measure)
-    chosen = choose_network(
-        searched, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
-        measure=measuring, record=record, progress=verifying or progress,
-    )  # fmt: skip
-    return asked.result(chosen, searched, warnings)
+    (found,) = asked.verified([searched], measure, record, verifying or progress)
+    return found
 
 
 @dataclass(frozen=True)
@@ -647,7 +643,6 @@ def search_pareto(
         UsageError: a malformed limit, one below the smallest network, or no room for so many.
     """
     from autospace.family import learn_family
-    from autospace.verify import choose_family
 
     asked = _asked(
         space, budget, latency, device, statistic, data, options, seed, measure, state, progress
@@ -665,17 +660,7 @@ def search_pareto(
         state=family_state(state) if state else None,
         progress=lambda fraction, message: progress(0.7 + 0.3 * fraction, message),
     )  # fmt: skip
-    asked.ranks.leave()
-    measuring, warnings = asked.measuring(measure)
-    chosen = choose_family(
-        family, asked.data, asked.latency_table, options=asked.options, seed=Seed(seed),
-        measure=measuring, record=record, progress=verifying or progress,
-    )  # fmt: skip
-    return FamilyResult(
-        tuple(
-            asked.result(one, member, warnings) for one, member in zip(chosen, family, strict=True)
-        )
-    )
+    return FamilyResult(asked.verified(family, measure, record, verifying or progress))
 
 
 def card_copy(state: Path) -> Path:
@@ -710,8 +695,11 @@ class _Asked:
     def tables(self) -> list[CostTable]:
         return [self.costs[limit.metric].table(self._candidates) for limit in self.limits]
 
-    @cached_property
-    def latency_table(self) -> CostTable | None:
+    def latency_table(self, searched: SearchedNet) -> CostTable | None:
+        """What was searched with; that of the card where latency is not limited."""
+        limited = (table for table in searched.tables if table.metric == "latency_ms")
+        if table := next(limited, None):
+            return table
         return self.costs["latency_ms"].table(self._candidates) if self.device else None
 
     def family(self, count: int) -> list[tuple[Limit, ...]]:
@@ -748,7 +736,27 @@ class _Asked:
             return None, warnings
         if not self.device.here:
             return None, [*warnings, "not measured: this machine is not the card's device"]
-        return _measuring(self.device, self.seed), warnings
+        return measuring_on(self.device, self.seed), warnings
+
+    def verified(
+        self,
+        family: Sequence[SearchedNet],
+        measure: bool,
+        record: Path | None,
+        progress: Progress,
+    ) -> tuple[SearchResult, ...]:
+        """The first process alone: ranks, measures and chooses."""
+        from autospace.verify import choose_networks
+
+        self.ranks.leave()
+        measuring, warnings = self.measuring(measure)
+        chosen = choose_networks(
+            family, self.data, self.latency_table(family[0]), options=self.options,
+            seed=Seed(self.seed), measure=measuring, record=record, progress=progress,
+        )  # fmt: skip
+        return tuple(
+            self.result(one, member, warnings) for one, member in zip(chosen, family, strict=True)
+        )
 
     def result(
         self, chosen: Chosen, searched: SearchedNet, warnings: Sequence[str]
@@ -864,7 +872,8 @@ def _covered(
     return cost, (f"{card.name} lacks {words}: measured for this search; keep them with {remedy}",)
 
 
-def _measuring(device: Device, seed: int) -> Measure:
+def measuring_on(device: Device, seed: int) -> Measure:
+    """What measures a search's candidates on a device of this machine."""
     from autospace.onnx_export import onnx_for_cost
 
     def measure(networks: Mapping[str, Architecture]) -> Mapping[str, Measurement]:
@@ -872,7 +881,7 @@ def _measuring(device: Device, seed: int) -> Measure:
             name: onnx_for_cost(architecture, device.card.settings.batch)
             for name, architecture in networks.items()
         }
-        return device.measure(models, seed=seed)
+        return device.measure(models, visits=_CANDIDATE_VISITS, seed=seed)
 
     return measure
 

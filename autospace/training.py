@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,11 +33,16 @@ from autospace.seeding import Seed
 from autospace.space import Architecture
 from devices.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = [
     "TrainOptions",
     "TrainedNetwork",
     "accuracy",
+    "classified_right",
     "recalibrate_norms",
+    "train_module",
     "train_network",
 ]
 
@@ -139,14 +144,17 @@ class TrainedNetwork:
         return TrainedNetwork(architecture, network, meta.pop("accuracy"), meta)
 
 
+def classified_right(network: nn.Module, data: Data, split: Split) -> NDArray[np.bool_]:
+    """Which of a split's images are classified right, shape ``(images,)``."""
+    network.eval()
+    with torch.no_grad():
+        right = [network(images).argmax(1) == labels for images, labels in data.batches(split)]
+    return torch.cat(right).numpy()
+
+
 def accuracy(network: nn.Module, data: Data, split: Split) -> float:
     """The share of a split's images that are classified right."""
-    network.eval()
-    right = 0
-    with torch.no_grad():
-        for images, labels in data.batches(split):
-            right += int((network(images).argmax(1) == labels).sum())
-    return right / len(split)
+    return float(classified_right(network, data, split).mean())
 
 
 def recalibrate_norms(
@@ -200,6 +208,46 @@ def train_network(
     )
     adapted = architecture.for_skeleton(skeleton)
     network = build_network(adapted, seed.integer("weights"))
+    meta = train_module(
+        network, data, identity=adapted.hash, options=options, seed=seed, state=state, log=log,
+        progress=progress,
+    )  # fmt: skip
+    return TrainedNetwork(
+        replace(adapted, provenance=architecture.provenance), network, meta.pop("accuracy"), meta
+    )
+
+
+def train_module(
+    network: nn.Module,
+    data: Data,
+    *,
+    identity: str,
+    options: TrainOptions,
+    seed: Seed,
+    state: Path | None = None,
+    log: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Trains any network in place, and tests it.
+
+    Args:
+        network: with fresh weights; from ``(batch, channels, size, size)`` to logits.
+        data: training and validation splits are learned, the test split is for the end.
+        identity: of the network; a state of another one is not gone on with.
+        options: the recipe.
+        seed: of order and augmentation.
+        state: where the state is saved as it goes, and resumed from if it is there.
+        log: the JSON-lines log, one line an epoch.
+        progress: is told as it goes.
+
+    Returns:
+        ``accuracy`` on the test split, and how it was come by.
+
+    Raises:
+        UsageError: an impossible recipe.
+        AutospaceError: the loss is no longer a number.
+    """
+    options.check()
     split = data.train if options.holdout else data.train.concatenated(data.validation)
     optimizer = torch.optim.SGD(
         weight_decay_groups(network.named_parameters(), options.weight_decay),
@@ -209,7 +257,7 @@ def train_network(
     )
     per_epoch = max(1, len(split) // min(options.batch, len(split)))
     total = per_epoch * options.epochs
-    digest = content_hash([adapted.hash, asdict(options), seed.root, data.description])
+    digest = content_hash([identity, asdict(options), seed.root, data.description])
     step, epoch_loss = 0, 0.0
     saved = saved_state(state, _STATE, digest)
     if saved is not None:
@@ -262,23 +310,18 @@ def train_network(
     except KeyboardInterrupt:
         save()
         raise
-    network.eval()
-    return TrainedNetwork(
-        replace(adapted, provenance=architecture.provenance),
-        network,
-        accuracy(network, data, data.test),
-        {
-            "data": data.description,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "options": asdict(options),
-            "seed": seed.root,
-            "seconds": round(time.monotonic() - started_s, 1),
-            "validation_accuracy": (
-                accuracy(network, data, data.validation) if options.holdout else None
-            ),
-        },
-    )
+    return {
+        "accuracy": accuracy(network, data, data.test),
+        "data": data.description,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "options": asdict(options),
+        "seed": seed.root,
+        "seconds": round(time.monotonic() - started_s, 1),
+        "validation_accuracy": (
+            accuracy(network, data, data.validation) if options.holdout else None
+        ),
+    }
 
 
 def _message(step: int, per_epoch: int, options: TrainOptions, loss: float) -> str:

@@ -1,9 +1,9 @@
 """From a searched supernet to networks whose cost was measured.
 
 The exact solver proposes; held-out accuracy with the supernet's weights ranks; the device
-measures. What was measured recalibrates the latency table, and the choice is repeated. The
-network taken is the most accurate of those whose one-sided 95 % bound, corrected for the number
-of candidates, keeps the limit.
+measures. What was measured recalibrates the latency table, and the choice is repeated until a
+network uses the limit. A network keeps a limit if its one-sided 95 % bound does, corrected for
+the number of networks measured; which of those that keep it is taken, `autospace.ranking` says.
 
 A family (one supernet, several limits) is verified together: all candidates of a round are
 measured interleaved, all of them recalibrate the one table, and each may serve any limit that it
@@ -12,10 +12,10 @@ keeps and uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,29 +24,35 @@ from autospace.data import Data
 from autospace.events import Progress, silent
 from autospace.files import content_hash, write_json
 from autospace.proxyless import SearchedNet, SearchOptions
+from autospace.ranking import preferred
 from autospace.seeding import Seed
 from autospace.select import largest_network, select
 from autospace.space import Architecture
-from autospace.training import accuracy, recalibrate_norms
+from autospace.training import classified_right, recalibrate_norms
 from devices.errors import InvalidInputError, UsageError
 from devices.measurement import Measurement
 
-__all__ = [
-    "Candidate",
-    "Chosen",
-    "Measure",
-    "Recalibration",
-    "choose_family",
-    "choose_network",
-]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Candidate", "Chosen", "Measure", "Recalibration", "choose_networks"]
+
+Choice = tuple[int, ...]
+"""A network by its candidate in each block."""
 
 Measure = Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]
 """Measures networks on the device, interleaved; names are the architectures' hashes."""
 
-_SLACK = 0.05
-_ROOM = 0.965
-_PULL = 0.1
 _CONFIDENCE = 0.95
+_CLOSE = 0.01
+"""A network whose bound is within this part below a limit uses it: no more rounds."""
+_MARGIN = 0.02
+"""What a measurement's bound is above the measurement, before there is one to tell."""
+_USES = (0.985, 0.95, 0.0)
+"""Shares of a limit that proposals have to use: less only where there are not enough."""
+_PULL = 0.1
+_CARDS_OFF = 0.2
+"""How far the slope of a card's predictions is off, and their offset, by experience."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +67,24 @@ class Candidate:
         madds: multiply-adds at the target.
         predicted_ms: by the card's table, before any recalibration; None without a card.
         measured: on the device; None where it could not be measured.
-        kept: whether every limit is kept, by measurement where there is one.
+        use: the largest share of a limit that is used, by measurement where there is one.
         excess: the largest ratio of a cost's bound to its limit, minus 1.
     """
 
-    choice: tuple[int, ...]
+    choice: Choice
     architecture: Architecture
     log_probability: float
     validation_accuracy: float
     madds: int
     predicted_ms: float | None
     measured: Measurement | None
-    kept: bool
+    use: float
     excess: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether every limit is kept, by the bound of what was measured."""
+        return self.excess <= 0
 
     def to_json(self) -> dict[str, Any]:
         """Every field, the architecture by its hash."""
@@ -86,6 +97,7 @@ class Candidate:
             "predicted_ms": self.predicted_ms,
             "measured": self.measured.to_json() if self.measured else None,
             "kept": self.kept,
+            "use": self.use,
             "excess": self.excess,
         }
 
@@ -106,16 +118,25 @@ class Recalibration:
     def fit(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Recalibration:
         """The line through predicted and measured, in relative least squares.
 
-        Few or equal predictions cannot tell a slope from an offset; a weak pull towards the plain
-        median ratio decides then.
+        Few, equal or noisy pairs cannot tell a slope from an offset. So both are drawn towards the
+        plain median ratio, from which a card is off by a fifth or so, the more the farther the
+        pairs are from any line; and a slope that no card can be off by is not believed.
         """
         predicted, measured = np.asarray(predicted_ms), np.asarray(measured_ms)
         ratio = float(np.median(measured / predicted))
         typical = float(np.median(measured))
         rows = np.stack([predicted / measured, 1 / measured], 1)
-        pull = np.array([[typical / ratio, 0.0], [0.0, 1.0]]) * (_PULL / typical)
-        goal = np.concatenate([np.ones(len(rows)), pull @ [ratio, 0.0]])
-        factor, offset = np.linalg.lstsq(np.concatenate([rows, pull]), goal, rcond=None)[0]
+
+        def fitted(pull: float) -> NDArray[np.float64]:
+            towards = pull * np.diag([1 / ratio, 1 / typical])
+            goal = np.concatenate([np.ones(len(rows)), towards @ [ratio, 0.0]])
+            return np.linalg.lstsq(np.concatenate([rows, towards]), goal, rcond=None)[0]
+
+        off = rows @ fitted(_PULL) - 1
+        noise = float(np.sqrt(off @ off / max(1, len(off) - 2)))
+        factor, offset = fitted(max(_PULL, noise / _CARDS_OFF))
+        if not ratio / 2 < factor < 2 * ratio:
+            return Recalibration(ratio)
         return Recalibration(float(factor), float(offset))
 
 
@@ -124,7 +145,7 @@ class Chosen:
     """The end of a search.
 
     Attributes:
-        best: the most accurate candidate that keeps every limit, or else the nearest one.
+        best: the preferred candidate of those that keep every limit, or else the nearest one.
         rounds: the candidates of each round.
         recalibrations: of the latency table, as it was used in each round.
     """
@@ -139,55 +160,7 @@ class Chosen:
         return self.best.kept
 
 
-def choose_network(
-    searched: SearchedNet,
-    data: Data,
-    latency_table: CostTable | None,
-    *,
-    options: SearchOptions,
-    seed: Seed,
-    measure: Measure | None = None,
-    record: Path | None = None,
-    progress: Progress = silent,
-) -> Chosen:
-    """Proposes, ranks, measures and recalibrates until a measured network fits.
-
-    Args:
-        searched: the trained supernet.
-        data: candidates are ranked on its validation split.
-        latency_table: predicted milliseconds, for comparing with what is measured.
-        options: proposals a round and the most rounds.
-        seed: of the batches that recompute batch norm.
-        measure: on the device; None leaves latency limits to the prediction.
-        record: ``verification.json``; networks measured in it are not measured again.
-        progress: is told as it goes.
-
-    Raises:
-        UsageError: no network of the space keeps the limits.
-    """
-    (chosen,) = choose_family(
-        [searched], data, latency_table, options=options, seed=seed, measure=measure,
-        record=record, progress=progress,
-    )  # fmt: skip
-    return chosen
-
-
-@dataclass
-class _Member:
-    """One limit's part of the verification."""
-
-    searched: SearchedNet
-    rounds: list[tuple[Candidate, ...]] = field(default_factory=list)
-    used: list[Recalibration] = field(default_factory=list)
-    best: Candidate | None = None
-    done: bool = False
-
-    @property
-    def seen(self) -> list[tuple[int, ...]]:
-        return [one.choice for row in self.rounds for one in row]
-
-
-def choose_family(
+def choose_networks(
     family: Sequence[SearchedNet],
     data: Data,
     latency_table: CostTable | None,
@@ -198,16 +171,16 @@ def choose_family(
     record: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Chosen, ...]:
-    """Proposes, ranks, measures and recalibrates for several limits at once.
+    """Proposes, ranks, measures and recalibrates until each limit is used and kept.
 
     Args:
-        family: one supernet with the α and the limits of each member.
+        family: a supernet with the α and the limits of each member; one member is a plain search.
         data: candidates are ranked on its validation split.
         latency_table: predicted milliseconds, for comparing with what is measured.
         options: proposals a round for each member, and the most rounds.
         seed: of the batches that recompute batch norm.
         measure: on the device; None leaves latency limits to the prediction.
-        record: networks measured in it are not measured again.
+        record: ``verification.json``; networks measured in it are not measured again.
         progress: is told as it goes.
 
     Returns:
@@ -217,203 +190,252 @@ def choose_family(
     Raises:
         UsageError: no network of the space keeps a member's limits.
     """
-    seed = seed.child("verify")
     members = [_Member(searched) for searched in family]
-    recalibration = Recalibration()
-    accuracies: dict[tuple[int, ...], float] = {}
+    known = _Known(family[0], data, latency_table, seed.child("verify"))
     digest = _digest(family, latency_table)
-    known = _measured_before(record, digest)
+    known.measured.update(_measured_before(record, digest))
+    recalibration, margin = Recalibration(), _MARGIN
     for number in range(1, options.rounds + 1):
-        proposed: list[tuple[_Member, list[tuple[int, ...]]]] = []
         for member in members:
             if not member.done:
-                searched = member.searched
-                choices = _proposals(searched, recalibration, options.proposals, member.seen)
-                member.done = not choices
-                proposed.append((member, choices))
-        every = list(dict.fromkeys(one for _, choices in proposed for one in choices))
-        if not every:
+                member.propose(recalibration, margin, options.proposals)
+        if all(member.done for member in members):
             break
+        every = _choices(members)
+        fresh = known.not_yet(every)
 
         def told(share: float, message: str, number: int = number) -> None:
             progress((number - 1 + share) / options.rounds, f"round {number}: {message}")
 
-        fresh = [choice for choice in every if choice not in accuracies]
         for place, choice in enumerate(fresh):
             told(0.5 * place / len(fresh), f"candidate {place + 1} of {len(fresh)}")
-            network = family[0].net.extract(choice)
-            recalibrate_norms(network, data, seed)
-            accuracies[choice] = accuracy(network, data, data.validation)
-        architectures = {choice: family[0].architecture(choice) for choice in every}
+            known.rank(choice)
         if measure is not None:
-            asked = {a.hash: a for a in architectures.values() if a.hash not in known}
+            asked = {a.hash: a for a in map(known.architecture, fresh)}
+            asked = {name: a for name, a in asked.items() if name not in known.measured}
             if asked:
                 told(0.5, f"measuring {len(asked)} networks")
-                known.update(measure(asked))
-        for member, choices in proposed:
-            if not choices:
-                continue
-            candidates = tuple(
-                _judged(
-                    choice, architectures[choice], member.searched, accuracies[choice],
-                    latency_table, known.get(architectures[choice].hash), len(every),
-                )
-                for choice in choices
-            )  # fmt: skip
-            member.rounds.append(candidates)
-            member.used.append(recalibration)
-            member.best = _better(member.best, candidates)
-            member.done = any(one.kept and one.excess > -_SLACK for one in candidates)
+                known.measured.update(measure(asked))
+        for member in members:
+            own = [known.judged(one, member.searched, len(every)) for one in member.seen]
+            member.done = member.done or any(one.kept and one.excess > -_CLOSE for one in own)
         if record is not None:
-            _write(record, members, digest)
-        if measure is None or latency_table is None:
+            _write(record, members, [None] * len(members), known, digest)
+        if measure is None or latency_table is None or all(member.done for member in members):
             break
-        recalibration = _recalibrated(members)
-        if all(member.done for member in members):
-            break
-    for member in members:
-        _take_from_others(member, members, latency_table)
+        coming = options.proposals * sum(not member.done for member in members)
+        recalibration = known.recalibration(every)
+        margin = known.margin(every, len(every) + coming)
+    chosen = [_best(member, members, known) for member in members]
     if record is not None:
-        _write(record, members, digest)
-    kept = [member.best is not None and member.best.kept for member in members]
-    ends = {len(kept): "verified", 0: "no candidate keeps the limits"}
-    progress(1.0, ends.get(sum(kept), f"{sum(kept)} of {len(kept)} limits kept"))
+        _write(record, members, chosen, known, digest)
+    kept = sum(one.kept for one in chosen)
+    ends = {len(chosen): "verified", 0: "no candidate keeps the limits"}
+    progress(1.0, ends.get(kept, f"{kept} of {len(chosen)} limits kept"))
     return tuple(
-        Chosen(_found(member), tuple(member.rounds), tuple(member.used)) for member in members
+        Chosen(best, _judged_rounds(member, members, known), tuple(member.used))
+        for best, member in zip(chosen, members, strict=True)
     )
 
 
-def _found(member: _Member) -> Candidate:
-    if member.best is None:
+@dataclass
+class _Member:
+    """One limit's part of the verification.
+
+    Attributes:
+        searched: the supernet with this limit's α.
+        rounds: what was proposed in each.
+        used: how the table was corrected for it.
+        done: whether more proposals would not help, or there are none.
+    """
+
+    searched: SearchedNet
+    rounds: list[list[Choice]] = field(default_factory=list)
+    used: list[Recalibration] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def seen(self) -> list[Choice]:
+        return [choice for row in self.rounds for choice in row]
+
+    def propose(self, recalibration: Recalibration, margin: float, count: int) -> None:
+        """Adds a round of new networks that use a limit well, if there are any.
+
+        The plainly most probable one is among the first, and so is the largest where it keeps
+        every limit: there is nothing that it would have to save.
+
+        Args:
+            recalibration: of the latency table.
+            margin: by which a measurement's bound will be above it; the bound has to fit.
+            count: how many.
+        """
+        searched, seen = self.searched, self.seen
+        tables = [
+            table.recalibrated(recalibration.factor, recalibration.offset_ms)
+            if table.metric == "latency_ms"
+            else table
+            for table in searched.tables
+        ]
+        limits = [
+            replace(limit, value=limit.value / (1 + margin))
+            if limit.metric == "latency_ms"
+            else limit
+            for limit in searched.limits
+        ]
+        found: list[Choice] = []
+        try:
+            if not seen:
+                found = select(searched.probabilities, tables, limits, 1)
+            largest = largest_network(tables, limits)
+            if largest is not None and len(found) < count and largest not in (*seen, *found):
+                found.append(largest)
+            for use in _USES:
+                if len(found) < count:
+                    found += select(
+                        searched.probabilities, tables, limits, count - len(found),
+                        use=use, exclude=[*seen, *found],
+                    )  # fmt: skip
+        except UsageError:
+            # The very smallest network may fit by measurement though not by the prediction.
+            if not seen:
+                found = select(searched.probabilities, searched.tables, searched.limits, count)
+        if found:
+            self.rounds.append(found)
+            self.used.append(recalibration)
+        self.done = not found
+
+
+class _Known:
+    """What became known of networks, each by its choice of candidates.
+
+    Args:
+        searched: the supernet; its limits do not matter.
+        data: its validation split ranks.
+        latency_table: predicted milliseconds.
+        seed: of the batches that recompute batch norm.
+    """
+
+    def __init__(
+        self, searched: SearchedNet, data: Data, latency_table: CostTable | None, seed: Seed
+    ) -> None:
+        self._searched = searched
+        self._data = data
+        self._table = latency_table
+        self._seed = seed
+        self._right: dict[Choice, NDArray[np.bool_]] = {}
+        self.measured: dict[str, Measurement] = {}
+        """By the architecture's hash."""
+
+    def architecture(self, choice: Choice) -> Architecture:
+        """At the target."""
+        return self._searched.architecture(choice)
+
+    def not_yet(self, choices: Iterable[Choice]) -> list[Choice]:
+        """Those that were not ranked yet."""
+        return [choice for choice in choices if choice not in self._right]
+
+    def rank(self, choice: Choice) -> None:
+        """Classifies the held-out images with the supernet's weights."""
+        network = self._searched.net.extract(choice)
+        recalibrate_norms(network, self._data, self._seed)
+        self._right[choice] = classified_right(network, self._data, self._data.validation)
+
+    def judged(self, choice: Choice, searched: SearchedNet, compared: int) -> Candidate:
+        """A network against limits.
+
+        Args:
+            choice: the network; it was ranked.
+            searched: the limits, and the probabilities under them.
+            compared: how many networks were measured: one of many keeps a limit by luck.
+        """
+        architecture = self.architecture(choice)
+        predicted = self._table.total(choice) if self._table else None
+        measured = self.measured.get(architecture.hash)
+        use, excess = 0.0, -1.0
+        for limit in searched.limits:
+            if limit.metric == "madds":
+                cost = bound = float(architecture.madds)
+            elif measured is not None:
+                cost, bound = measured.latency_ms, measured.upper_ms(_level(compared))
+            else:
+                assert predicted is not None
+                cost = bound = predicted
+            use, excess = max(use, cost / limit.value), max(excess, bound / limit.value - 1)
+        return Candidate(
+            choice=choice,
+            architecture=architecture,
+            log_probability=float(
+                sum(
+                    np.log(max(row[index], 1e-12))
+                    for row, index in zip(searched.probabilities, choice, strict=True)
+                )
+            ),
+            validation_accuracy=float(self._right[choice].mean()),
+            madds=architecture.madds,
+            predicted_ms=predicted,
+            measured=measured,
+            use=use,
+            excess=excess,
+        )
+
+    def preferred(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The one to take of some that keep the limits."""
+        ordered = sorted(candidates, key=lambda one: -one.log_probability)
+        right = [self._right[one.choice] for one in ordered]
+        return ordered[preferred(right, [one.use for one in ordered])]
+
+    def recalibration(self, choices: Iterable[Choice]) -> Recalibration:
+        """The line through predictions and what was measured."""
+        pairs = [
+            (self._table.total(choice), measured.latency_ms)
+            for choice in choices
+            if self._table and (measured := self.measured.get(self.architecture(choice).hash))
+        ]
+        return Recalibration.fit(*zip(*pairs, strict=True))
+
+    def margin(self, choices: Iterable[Choice], compared: int) -> float:
+        """By what part bounds are above what was measured, when so many are compared."""
+        found = [self.measured.get(self.architecture(choice).hash) for choice in choices]
+        ratios = [one.upper_ms(_level(compared)) / one.latency_ms for one in found if one]
+        return float(np.median(ratios)) - 1
+
+
+def _level(compared: int) -> float:
+    return 1 - (1 - _CONFIDENCE) / compared
+
+
+def _choices(members: Iterable[_Member]) -> list[Choice]:
+    """All that was proposed, each once."""
+    return list(dict.fromkeys(choice for member in members for choice in member.seen))
+
+
+def _judged_rounds(
+    member: _Member, members: Sequence[_Member], known: _Known
+) -> tuple[tuple[Candidate, ...], ...]:
+    compared = len(_choices(members))
+    return tuple(
+        tuple(known.judged(choice, member.searched, compared) for choice in row)
+        for row in member.rounds
+    )
+
+
+def _best(member: _Member, members: Sequence[_Member], known: _Known) -> Candidate:
+    """The network to take for one limit; while none keeps it, the one nearest to it.
+
+    What another limit's candidates turned out to be may serve this one better.
+
+    Raises:
+        UsageError: nothing was ever proposed.
+    """
+    every = _choices(members)
+    if not every:
         limits = " and ".join(map(str, member.searched.limits))
         raise UsageError(f"search: no network of the space keeps {limits}; raise a limit")
-    return member.best
-
-
-def _recalibrated(members: Sequence[_Member]) -> Recalibration:
-    """The line through all networks that were measured, each once."""
-    pairs = {
-        one.choice: (one.predicted_ms, one.measured.latency_ms)
-        for member in members
-        for row in member.rounds
-        for one in row
-        if one.measured is not None and one.predicted_ms
-    }
-    return Recalibration.fit(*zip(*pairs.values(), strict=True))
-
-
-def _take_from_others(
-    member: _Member, members: Sequence[_Member], latency_table: CostTable | None
-) -> None:
-    """What another limit's candidates turned out to be may serve this one better.
-
-    Only those count that use this limit as well, unless nothing else keeps it: a supernet's
-    accuracies tell less between networks of different size, as small ones learn sooner.
-    """
-    own = set(member.seen)
-    others = {
-        one.choice: one for other in members for row in other.rounds for one in row
-        if one.choice not in own
-    }  # fmt: skip
-    judged = [
-        _judged(
-            one.choice, one.architecture, member.searched, one.validation_accuracy,
-            latency_table, one.measured, len(own) + len(others),
-        )
-        for one in others.values()
-    ]  # fmt: skip
-    kept = member.best is not None and member.best.kept
-    useful = [one for one in judged if not kept or one.excess > -2 * _SLACK]
-    if useful:
-        member.best = _better(member.best, useful)
-
-
-def _proposals(
-    searched: SearchedNet, recalibration: Recalibration, count: int, seen: Sequence[tuple[int, ...]]
-) -> list[tuple[int, ...]]:
-    """New networks that use a limit well.
-
-    The plainly most probable one is always among them, and so is the largest where it keeps every
-    limit: there is nothing that it would have to save.
-    """
-    tables = [
-        table.recalibrated(recalibration.factor, recalibration.offset_ms)
-        if table.metric == "latency_ms"
-        else table
-        for table in searched.tables
-    ]
-    # Room for the measurement's own interval: the bound, not the estimate, has to fit.
-    limits = [
-        replace(limit, value=limit.value * _ROOM) if limit.metric == "latency_ms" else limit
-        for limit in searched.limits
-    ]
-    try:
-        found = select(searched.probabilities, tables, limits, 1, exclude=seen) if not seen else []
-        largest = largest_network(tables, limits)
-        if largest is not None and len(found) < count and largest not in (*seen, *found):
-            found.append(largest)
-        for use in (1 - _SLACK / 2, 1 - 2 * _SLACK, 0.0):
-            if len(found) < count:
-                found += select(
-                    searched.probabilities, tables, limits, count - len(found),
-                    use=use, exclude=[*seen, *found],
-                )  # fmt: skip
-        return found
-    except UsageError:
-        # The very smallest network may fit by measurement though not by the narrowed prediction.
-        if seen:
-            return []
-        return select(searched.probabilities, searched.tables, searched.limits, count)
-
-
-def _judged(
-    choice: tuple[int, ...],
-    architecture: Architecture,
-    searched: SearchedNet,
-    validation_accuracy: float,
-    latency_table: CostTable | None,
-    measured: Measurement | None,
-    compared: int,
-) -> Candidate:
-    predicted = latency_table.total(choice) if latency_table else None
-    excess = -1.0
-    for limit in searched.limits:
-        if limit.metric == "madds":
-            bound = float(architecture.madds)
-        elif measured is not None:
-            bound = measured.upper_ms(1 - (1 - _CONFIDENCE) / compared)
-        else:
-            assert predicted is not None
-            bound = predicted
-        excess = max(excess, bound / limit.value - 1)
-    probabilities = searched.probabilities
-    return Candidate(
-        choice=choice,
-        architecture=architecture,
-        log_probability=float(
-            sum(
-                np.log(max(row[index], 1e-12))
-                for row, index in zip(probabilities, choice, strict=True)
-            )
-        ),
-        validation_accuracy=validation_accuracy,
-        madds=architecture.madds,
-        predicted_ms=predicted,
-        measured=measured,
-        kept=excess <= 0,
-        excess=excess,
-    )
-
-
-def _better(best: Candidate | None, candidates: Sequence[Candidate]) -> Candidate:
-    """The most accurate that keeps the limits; while none does, the one nearest to them."""
-
-    def rank(one: Candidate) -> tuple[bool, float, float]:
-        if one.kept:
-            return (True, one.validation_accuracy, one.log_probability)
-        return (False, -one.excess, one.validation_accuracy)
-
-    return max([*([best] if best else []), *candidates], key=rank)
+    judged = [known.judged(choice, member.searched, len(every)) for choice in every]
+    kept = [one for one in judged if one.kept]
+    if kept:
+        return known.preferred(kept)
+    return min(judged, key=lambda one: (one.excess, -one.validation_accuracy))
 
 
 def _digest(family: Sequence[SearchedNet], latency_table: CostTable | None) -> str:
@@ -423,31 +445,35 @@ def _digest(family: Sequence[SearchedNet], latency_table: CostTable | None) -> s
     return content_hash([family[0].space.hash, limits, table])
 
 
-def _write(record: Path, members: Sequence[_Member], digest: str) -> None:
+def _write(
+    record: Path,
+    members: Sequence[_Member],
+    chosen: Sequence[Candidate | None],
+    known: _Known,
+    digest: str,
+) -> None:
     """A record of one search as it always was; a family's has one for each member."""
-    documents = [_record(member) for member in members]
+    documents = [
+        {
+            "rounds": [
+                {
+                    "round": number,
+                    "factor": recalibration.factor,
+                    "offset_ms": recalibration.offset_ms,
+                    "candidates": [one.to_json() for one in row],
+                }
+                for number, (row, recalibration) in enumerate(
+                    zip(_judged_rounds(member, members, known), member.used, strict=True), 1
+                )
+            ],
+            "chosen": best.architecture.hash if best and best.kept else None,
+        }
+        for member, best in zip(members, chosen, strict=True)
+    ]
     if len(documents) == 1:
         write_json(record, {"digest": digest, **documents[0]})
     else:
         write_json(record, {"digest": digest, "members": documents})
-
-
-def _record(member: _Member) -> dict[str, Any]:
-    best = member.best
-    return {
-        "rounds": [
-            {
-                "round": number,
-                "factor": recalibration.factor,
-                "offset_ms": recalibration.offset_ms,
-                "candidates": [one.to_json() for one in row],
-            }
-            for number, (row, recalibration) in enumerate(
-                zip(member.rounds, member.used, strict=True), 1
-            )
-        ],
-        "chosen": best.architecture.hash if best and best.kept else None,
-    }
 
 
 def _measured_before(record: Path | None, digest: str) -> dict[str, Measurement]:

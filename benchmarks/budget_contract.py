@@ -17,27 +17,24 @@ counted apart. Everything is kept search by search in ``--folder``; killed, or s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autospace.cost import CostTable, Limit, MaddsCost, Metric, format_cost
-from autospace.coverage import CoveredLatencyCost, networks_with
 from autospace.data import Data, Split
 from autospace.events import Progress
 from autospace.family import learn_family
 from autospace.files import check_writable, content_hash, read_document, write_json
 from autospace.genotype import REFERENCE_CELLS
 from autospace.inspecting import inspect_file
-from autospace.onnx_export import onnx_for_cost
 from autospace.proxyless import SearchedNet, SearchOptions, search_space
 from autospace.seeding import Seed
 from autospace.select import select
@@ -48,17 +45,18 @@ from autospace.steps import (
     benchmark,
     export,
     load_proxy,
-    open_device,
-    profile,
+    measuring_on,
     target_skeleton,
 )
-from autospace.verify import Chosen, Recalibration, choose_network
+from autospace.verify import Chosen, Recalibration, choose_networks
+from benchmarks.cards import completed, covered_cost, profiled
 from benchmarks.conditions import RESULTS
 from benchmarks.contract_report import CLOSE, report_lines, summary
+from benchmarks.frame import Say, add_long, framed, in_time, parser
 from benchmarks.search_step import cells
-from devices.errors import AutospaceError, InvalidInputError, UsageError
+from benchmarks.work import Clock, now_and_then
+from devices.errors import InvalidInputError, UsageError
 from devices.measurement import Measurement
-from latency import Predictor
 
 __all__ = ["KINDS", "Plan", "drawn_limits", "main"]
 
@@ -164,18 +162,11 @@ class _Bench:
 
     plan: Plan
     data: Data
-    progress: Callable[[str], None]
+    progress: Say
 
     def told(self, label: str) -> Progress:
-        """A line every 20 seconds."""
-        last = [time.monotonic()]
-
-        def tell(share: float, text: str) -> None:
-            if time.monotonic() - last[0] > 20:
-                last[0] = time.monotonic()
-                self.progress(f"{label}, {share:.0%}, {text}")
-
-        return tell
+        """A line now and then."""
+        return now_and_then(self.progress, label)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -194,41 +185,23 @@ class _Bench:
 
     @cached_property
     def device(self) -> Device:
-        """This machine, profiled with the networks of the space."""
-        card = self.plan.card
-        if not card.is_file():
-            part = card.with_suffix(".part")
-            profile(
-                part, minutes=self.plan.profile_minutes, space=self.space,
-                progress=self.told("profile"),
-            )  # fmt: skip
-            part.rename(card)
-        return open_device(card)
+        """This machine, profiled with the networks of the space: no candidate goes unmeasured."""
+        found = profiled(
+            self.plan.card, self.plan.profile_minutes, self.told("profile"), self.space
+        )
+        return completed(found, self.space, self.progress, self.told("profile"))
 
     @cached_property
     def tables(self) -> Mapping[Metric, CostTable]:
-        """What every candidate of the space costs, with a measurement behind every entry."""
-        space = self.space
-        candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
-        madds = MaddsCost(space.skeleton, space.kernel_reading).table(candidates)
-        latency = self._latency_cost()
-        if missing := latency.missing(candidates):
-            card = self.device.card
-            self.progress(f"{card.path.name} lacks kernels of the space: measuring them")
-            models = networks_with(missing, space, card.settings.batch)
-            profile(
-                card.path, runtime=card.runtime, settings=card.settings, minutes=None, rounds=6,
-                probes=0, update=True, models=models, progress=self.told("profile"),
-            )  # fmt: skip
-            del self.device
-            latency = self._latency_cost()
-        return {"latency_ms": latency.table(candidates), "madds": madds}
-
-    def _latency_cost(self) -> CoveredLatencyCost:
-        card, space = self.device.card, self.space
-        return CoveredLatencyCost(
-            space.skeleton, Predictor.from_card(card), space.kernel_reading, card.settings.batch
-        )
+        """What every candidate of the space costs; read once, as limits are drawn by it."""
+        path, space = self.plan.folder / "tables.json", self.space
+        if not path.is_file():
+            candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+            latency = covered_cost(self.device, space).table(candidates)
+            madds = MaddsCost(space.skeleton, space.kernel_reading).table(candidates)
+            write_json(path, {"latency_ms": latency.to_json(), "madds": madds.to_json()})
+        document = _read(path)
+        return {metric: CostTable.from_json(document[metric]) for metric in get_args(Metric)}
 
     def supernet(self, kind: str) -> SearchedNet:
         """The trained supernet of one kind of limits."""
@@ -278,10 +251,10 @@ class _Bench:
         latency = "latency_ms" in KINDS[kind]
         record = self.plan.search_file(number).with_suffix(".verification")
         try:
-            chosen = choose_network(
-                member, self.few, self.tables["latency_ms"] if latency else None,
+            (chosen,) = choose_networks(
+                [member], self.few, self.tables["latency_ms"] if latency else None,
                 options=self.plan.options, seed=seed, record=record,
-                measure=self._measuring(number) if latency else None,
+                measure=measuring_on(self.device, number) if latency else None,
                 progress=self.told(f"search {number}"),
             )  # fmt: skip
         except UsageError as error:  # two limits that no network of the space keeps together
@@ -306,16 +279,6 @@ class _Bench:
             "offered": _offered(member, chosen),
             "seconds": round(time.monotonic() - started_s, 1),
         }
-
-    def _measuring(
-        self, number: int
-    ) -> Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]:
-        def measure(networks: Mapping[str, Architecture]) -> Mapping[str, Measurement]:
-            batch = self.device.card.settings.batch
-            models = {name: onnx_for_cost(one, batch) for name, one in networks.items()}
-            return self.device.measure(models, seed=number)
-
-        return measure
 
     def again(self, numbers: Sequence[int]) -> None:
         """Exports what searches found, and counts and measures the files together."""
@@ -390,30 +353,23 @@ def _offered(member: SearchedNet, chosen: Chosen) -> bool:
         return False
 
 
-def measure(plan: Plan, ends_s: float | None, progress: Callable[[str], None]) -> bool:
-    """Does everything that is not there yet; returns whether there was time for all of it."""
-
-    def over() -> bool:
-        return ends_s is not None and time.monotonic() >= ends_s
-
+def measure(plan: Plan, clock: Clock, progress: Say) -> None:
+    """Does everything that is not there yet."""
     data = load_proxy(plan.data, plan.root, find_skeleton(plan.skeleton))
     (plan.folder / "searches").mkdir(parents=True, exist_ok=True)
     bench = _Bench(plan, data, progress)
     _check_folder(plan, bench)
     for number in range(plan.searches):
         if not plan.search_file(number).is_file():
-            if over():
-                return False
+            clock.check()
             found = bench.search(number)
             write_json(plan.search_file(number), found)
             progress(f"search {number + 1} of {plan.searches}: {_said(found)}")
         if (number + 1) % _GROUP == 0 or number + 1 == plan.searches:
             waiting = [one for one in range(number + 1) if _unmeasured(plan, one)]
             for start in range(0, len(waiting), _GROUP):
-                if over():
-                    return False
+                clock.check()
                 bench.again(waiting[start : start + _GROUP])
-    return True
 
 
 def _check_folder(plan: Plan, bench: _Bench) -> None:
@@ -475,10 +431,9 @@ def compute(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _plan(given: argparse.Namespace, progress: Callable[[str], None]) -> Plan:
-    for name, value in (("--searches", given.searches), ("--minutes", given.minutes)):
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{name} {value}: must be above 0")
+def _plan(given: argparse.Namespace, progress: Say) -> Plan:
+    if given.searches is not None and given.searches < 1:
+        raise UsageError(f"--searches {given.searches}: must be above 0")
     folder = given.folder or Path(__file__).parent.parent / "build" / "budget-contract"
     common: dict[str, Any] = {"folder": folder, "root": given.data_root, "space": given.space}
     if given.quick:
@@ -499,52 +454,29 @@ def _plan(given: argparse.Namespace, progress: Callable[[str], None]) -> Plan:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.budget_contract",
-        description=(__doc__ or "").split("\n")[0],
-    )
-    add = parser.add_argument
+    made = parser("budget_contract", __doc__)
+    add_long(made, "build/budget-contract")
+    add = made.add_argument
     add("--searches", type=int, help="how many (100)")
     add("--data", help="what is learned (fashion-mnist, or digits where its files are missing)")
-    add("--data-root", type=Path, help="folder of its files")
     add("--space", type=Path, help="file of the space (the reference cells and mutations of them)")
-    add("--folder", type=Path, help="for everything (build/budget-contract)")
-    add("--minutes", type=float, help="stop after so long; the same command goes on")
-    add("--output", type=Path, help="JSON file (benchmarks/results/…)")
-    add("--quick", action="store_true", help="a minute's try of everything, of no worth")
-    add("--report-only", action="store_true", help="search and measure nothing")
-    add("--json", action="store_true", help="print the JSON object instead of text")
-    return parser
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what is missing, and reports; returns the exit code."""
     given = _parser().parse_args(arguments)
 
-    def progress(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    try:
-        plan = _plan(given, progress)
+    def work(say: Say) -> tuple[Mapping[str, Any], Path]:
+        plan = _plan(given, say)
         name = f"budget-contract-{plan.data}-{plan.skeleton}.json"
         output = given.output or (plan.folder if given.quick else RESULTS) / name
         if given.output:
             check_writable(output)
-        if not given.report_only:
-            ends_s = time.monotonic() + 60 * given.minutes if given.minutes else None
-            if not measure(plan, ends_s, progress):
-                progress("out of time; the same command goes on.")
-        result = compute(plan)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, result)
-    except AutospaceError as error:
-        print(f"budget_contract: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("budget_contract: interrupted; the same command goes on.", file=sys.stderr)
-        return 130
-    print(json.dumps(result, indent=1) if given.json else "\n".join(report_lines(result)))
-    return 0
+        in_time(given, say, lambda clock: measure(plan, clock, say))
+        return compute(plan), output
+
+    return framed("budget_contract", given, work, report_lines)
 
 
 if __name__ == "__main__":

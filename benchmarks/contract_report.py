@@ -3,9 +3,9 @@
 *Slack* is what a network leaves unused of the limit that it uses most, by the second measurement.
 It counts where the space has a network that comes close, which exact selection with the corrected
 table decides. Two parts of it are there by design. The bound that a search goes by has to fit, so
-that the estimate stays below the limit: *slack to the bound* is without that. And of the networks
-that keep the limits the most accurate is taken, not the one that uses most: *the closest candidate*
-is what the search had at hand.
+that the estimate stays below the limit: *slack to the bound* is without that. And one that uses
+less is taken where it is clearly more accurate: *the closest candidate* is what the search had at
+hand.
 """
 
 from __future__ import annotations

@@ -21,12 +21,11 @@ its active path. They take turns, and medians of the ratios count.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from torch.nn import functional
 from autospace.cost import Limit, MaddsCost
 from autospace.data import Data
 from autospace.evolution import mutated
-from autospace.files import check_writable, write_json
+from autospace.files import check_writable
 from autospace.genotype import REFERENCE_CELLS, Cell
 from autospace.network import weight_decay_groups
 from autospace.proxyless import SearchOptions, SearchRun
@@ -47,7 +46,8 @@ from autospace.skeleton import Skeleton, find_skeleton
 from autospace.steps import load_proxy
 from autospace.supernet import GatedNet
 from benchmarks.conditions import RESULTS
-from devices.errors import AutospaceError, UsageError
+from benchmarks.frame import Say, framed, parser
+from devices.errors import UsageError
 
 __all__ = ["GOALS", "main"]
 
@@ -336,7 +336,7 @@ _NAMES = {
 }
 
 
-def report_lines(result: dict[str, Any]) -> list[str]:
+def report_lines(result: Mapping[str, Any]) -> list[str]:
     """The result as a person reads it."""
     lines = [
         f"{result['skeleton']}, {result['data']}, batch {result['batch']}, "
@@ -370,10 +370,8 @@ def report_lines(result: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.search_step", description=(__doc__ or "").split("\n")[0]
-    )
-    add = parser.add_argument
+    made = parser("search_step", __doc__)
+    add = made.add_argument
     add("--skeleton", default="small", help="name of the layout (small)")
     add("--data", default="digits", help="what is learned (digits)")
     add("--data-root", type=Path, help="folder of its files")
@@ -381,10 +379,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=64, help="images in a step (64)")
     add("--rounds", type=int, default=20, help="ratios of times that count (20)")
     add("--paths", type=int, default=5, help="steps whose memory is counted (5)")
-    add("--quick", action="store_true", help="all of it in seconds, of no worth")
-    add("--output", type=Path, help="JSON file (benchmarks/results/…)")
-    add("--json", action="store_true", help="print the JSON object instead of the table")
-    return parser
+    return made
 
 
 def _checked(given: argparse.Namespace) -> argparse.Namespace:
@@ -414,12 +409,10 @@ def _checked(given: argparse.Namespace) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and reports; returns the exit code."""
+    given = _parser().parse_args(arguments)
 
-    def progress(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    try:
-        given = _checked(_parser().parse_args(arguments))
+    def work(say: Say) -> tuple[Mapping[str, Any], Path]:
+        output: Path = _checked(given).output
         skeleton = find_skeleton(given.skeleton)
         data = load_proxy(given.data, given.data_root, skeleton)
         proxy = skeleton.for_data(
@@ -429,10 +422,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         memory = {}
         for count in given.candidates:
             memory[count] = measure_memory(proxy, data, options, count, given.paths)
-            progress(f"memory with {count} candidates")
-        times = measure_times(proxy, data, options, given.candidates, given.rounds, progress)
+            say(f"memory with {count} candidates")
+        times = measure_times(proxy, data, options, given.candidates, given.rounds, say)
         found = {str(count): compute(memory[count], times[count]) for count in given.candidates}
-        result = {
+        return {
             "benchmark": "search_step",
             "skeleton": given.skeleton,
             "data": data.description,
@@ -444,16 +437,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "candidates": found,
             "goals": goals(found),
             "raw": {"memory_bytes": memory, "times_s": times},
-        }
-        write_json(given.output, result)
-    except AutospaceError as error:
-        print(f"search_step: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("search_step: interrupted; nothing was written.", file=sys.stderr)
-        return 130
-    print(json.dumps(result, indent=1) if given.json else "\n".join(report_lines(result)))
-    return 0
+        }, output
+
+    return framed("search_step", given, work, report_lines, "nothing was written")
 
 
 if __name__ == "__main__":

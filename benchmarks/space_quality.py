@@ -19,11 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +34,20 @@ from autospace.steps import (
     evolve,
     load_proxy,
     open_device,
-    profile,
     target_skeleton,
     train,
 )
 from autospace.training import TrainOptions
+from benchmarks.cards import profiled
+from benchmarks.conditions import RESULTS
+from benchmarks.frame import Say, add_long, framed, in_time, parser
 from benchmarks.quality_networks import BandNetwork, draw_band
 from benchmarks.quality_report import plot_distributions, rank_correlation, report_lines, summary
 from benchmarks.quality_spaces import ABLATIONS, CandidateSpace, candidate_space
-from devices.errors import AutospaceError
+from benchmarks.work import Clock, do, now_and_then
 
 __all__ = ["Plan", "main"]
 
-_HERE = Path(__file__).parent
 _RANKED = 10
 _LONGER = 4
 _BAND_VISITS = 16
@@ -117,25 +115,6 @@ class Plan:
         return self.folder / "trained" / name
 
 
-class _OutOfTimeError(Exception):
-    """The given minutes are over."""
-
-
-@dataclass
-class _Clock:
-    """Stops between two pieces of work."""
-
-    ends_s: float | None
-
-    @property
-    def over(self) -> bool:
-        return self.ends_s is not None and time.monotonic() >= self.ends_s
-
-    def check(self) -> None:
-        if self.over:
-            raise _OutOfTimeError
-
-
 @dataclass(frozen=True)
 class _Job:
     """One piece of work for a worker: an evolution, or a training of ``network``."""
@@ -148,9 +127,6 @@ class _Job:
 
     def run(self) -> None:
         """Does it, and keeps the result in the plan's folder."""
-        import torch
-
-        torch.set_num_threads(1)
         plan = self.plan
         data = load_proxy(plan.data, plan.root, find_skeleton(plan.skeleton))
         if self.network is not None:
@@ -170,67 +146,21 @@ class _Job:
         ).save(path)
 
 
-def _do(jobs: Iterable[_Job], workers: int, clock: _Clock, progress: Callable[[str], None]) -> None:
-    """Runs jobs in processes of their own; none begins after the clock has run out.
-
-    Raises:
-        _OutOfTimeError: when those that had begun are done.
-    """
-    waiting = list(jobs)
-    if not waiting:
-        return
-    total, late = len(waiting), False
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running: dict[Future[None], _Job] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers and not (late := clock.over):
-                    job = waiting.pop(0)
-                    running[pool.submit(job.run)] = job
-                if not running:
-                    break
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    job = running.pop(future)
-                    progress(f"{total - len(waiting) - len(running)} of {total}: {job.name}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    if late and waiting:
-        raise _OutOfTimeError
-
-
-def measure(plan: Plan, clock: _Clock, progress: Callable[[str], None]) -> None:
+def measure(plan: Plan, clock: Clock, progress: Callable[[str], None]) -> None:
     """Does everything that is not there yet."""
-
-    def told(label: str) -> Callable[[float, str], None]:
-        last = [0.0]
-
-        def tell(share: float, text: str) -> None:
-            if time.monotonic() - last[0] > 20:
-                last[0] = time.monotonic()
-                progress(f"{label}, {share:.0%}, {text}")
-
-        return tell
-
     data = load_proxy(plan.data, plan.root, find_skeleton(plan.skeleton))
     (plan.folder / "spaces").mkdir(parents=True, exist_ok=True)
-    if not plan.card.is_file():
-        card = plan.card.with_suffix(".part")
-        profile(card, minutes=plan.profile_minutes, progress=told("profile"))
-        card.rename(plan.card)
+    device = profiled(plan.card, plan.profile_minutes, now_and_then(progress, "profile"))
     clock.check()
-    device = open_device(plan.card)
     evolutions = [("evolved", seed) for seed in plan.seeds]
     evolutions += [(name, plan.seeds[0]) for name in plan.ablations]
-    _do(
+    do(
         [_Job(plan, n, seed) for n, seed in evolutions if not plan.space_file(n, seed).is_file()],
         plan.workers, clock, lambda text: progress(f"evolution {text}"),
     )  # fmt: skip
     clock.check()
     networks = _in_band(plan, _spaces(plan, target_skeleton(plan.skeleton, data)), device,
-                        told("band"))  # fmt: skip
+                        now_and_then(progress, "band"))  # fmt: skip
     clock.check()
     by_turn = sorted(networks, key=lambda n: n.number)
     _train_all(plan, by_turn, plan.recipe.epochs, clock, progress)
@@ -241,7 +171,7 @@ def _train_all(
     plan: Plan,
     networks: Sequence[BandNetwork],
     epochs: int,
-    clock: _Clock,
+    clock: Clock,
     progress: Callable[[str], None],
 ) -> None:
     jobs = [
@@ -249,7 +179,7 @@ def _train_all(
         for n in networks
         if _accuracy(plan, n, epochs) is None
     ]
-    _do(jobs, plan.workers, clock, lambda text: progress(f"{epochs} epochs, {text}"))
+    do(jobs, plan.workers, clock, lambda text: progress(f"{epochs} epochs, {text}"))
 
 
 def _spaces(plan: Plan, skeleton: Skeleton) -> dict[CandidateSpace, int]:
@@ -385,7 +315,7 @@ def compute(plan: Plan) -> dict[str, Any]:
 
 
 def _plan(given: argparse.Namespace) -> Plan:
-    folder = given.folder or _HERE.parent / "build" / f"space-quality-{given.data}"
+    folder = given.folder or Path(__file__).parent.parent / "build" / f"space-quality-{given.data}"
     common: dict[str, Any] = {
         "folder": folder,
         "data": given.data,
@@ -416,61 +346,38 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.space_quality",
-        description=(__doc__ or "").split("\n")[0],
-    )
-    add = parser.add_argument
+    made = parser("space_quality", __doc__)
+    add_long(made, "build/space-quality-DATA")
+    add = made.add_argument
     add("--data", default="fashion-mnist", help="what is learned (fashion-mnist)")
-    add("--data-root", type=Path, help="folder of its files")
     add("--target", type=float, default=0.6, help="latency, as a share of the reference's (0.6)")
     add("--epochs", type=int, default=2, help="of the short recipe (2)")
     add("--released", type=Path, help="file of the released space, to compare with it too")
     add("--ablations", action="store_true", help="evolve without one ingredient at a time, too")
-    add("--folder", type=Path, help="for everything (build/space-quality-DATA)")
     add("--workers", type=int, default=2, help="processes that evolve and train (2)")
-    add("--minutes", type=float, help="stop after so long; the same command goes on")
-    add("--output", type=Path, help="JSON file; the plot lies beside it (benchmarks/results/…)")
-    add("--quick", action="store_true", help="a minute's try of everything, of no worth")
-    add("--report-only", action="store_true", help="measure and train nothing")
-    add("--json", action="store_true", help="print the JSON object instead of tables")
-    return parser
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what is missing, and reports; returns the exit code."""
     given = _parser().parse_args(arguments)
-
-    def progress(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     plan = _plan(given)
-    try:
-        if not given.report_only:
-            ends_s = time.monotonic() + 60 * given.minutes if given.minutes else None
-            try:
-                measure(plan, _Clock(ends_s), progress)
-            except _OutOfTimeError:
-                progress("out of time; the same command goes on.")
+
+    def work(say: Say) -> tuple[Mapping[str, Any], Path]:
+        in_time(given, say, lambda clock: measure(plan, clock, say))
         result = compute(plan)
-    except AutospaceError as error:
-        print(f"space_quality: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("space_quality: interrupted; the same command goes on.", file=sys.stderr)
-        return 130
-    name = f"space-quality-{plan.data}-{plan.skeleton}-{plan.recipe.epochs}e.json"
-    output = given.output or (plan.folder if given.quick else _HERE / "results") / name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output, result)
-    errors = {
-        name: [error for own in by.values() for error in own]
-        for name, by in result["errors"].items()
-    }
-    if drawn := {name: own for name, own in errors.items() if own}:
-        plot_distributions(drawn, output.with_suffix(".svg"))
-    print(json.dumps(result, indent=1) if given.json else "\n".join(report_lines(result)))
-    return 0
+        name = f"space-quality-{plan.data}-{plan.skeleton}-{plan.recipe.epochs}e.json"
+        output = given.output or (plan.folder if given.quick else RESULTS) / name
+        errors = {
+            name: [error for own in by.values() for error in own]
+            for name, by in result["errors"].items()
+        }
+        if drawn := {name: own for name, own in errors.items() if own}:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            plot_distributions(drawn, output.with_suffix(".svg"))
+        return result, output
+
+    return framed("space_quality", given, work, report_lines)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,6 +87,45 @@ def test_interrupted_it_ends_with_the_same_weights(data, tmp_path):
     states = whole.net.state_dict(), resumed.net.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+class _Read:
+    """A cost whose table is read anew each time, as a compiled network's is."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self.random = share, np.random.default_rng()
+
+    def table(self, candidates):
+        table = MaddsCost(SPACE.skeleton).table(candidates)
+        return dataclasses.replace(
+            table,
+            values=tuple(
+                tuple(value * (1.001 if self.random.random() < self.share else 1) for value in row)
+                for row in table.values
+            ),
+        )
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.1, True), (1.0, False)])
+def test_a_table_read_a_little_differently_is_no_other_card(data, tmp_path, share, kept):
+    """A search goes on with the table that it began with; with another card it begins anew."""
+    limits, state, steps = [Limit("madds", 2e6, "given")], tmp_path / "state", []
+
+    def stop(fraction, message):
+        steps.append(fraction)
+        if fraction >= 0.6 and len(steps) < 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search_space(SPACE, data, {"madds": _Read(0)}, limits, options=OPTIONS, state=state,
+                     progress=stop)  # fmt: skip
+    first = list(steps)
+    steps[:] = [0.0] * 20
+    resumed = search_space(SPACE, data, {"madds": _Read(share)}, limits, options=OPTIONS,
+                           state=state, progress=stop)  # fmt: skip
+    plain = MaddsCost(SPACE.skeleton).table([SPACE.candidates(index) for index in range(6)])
+    assert (resumed.tables[0] == plain) == kept
+    assert (min(steps[20:]) >= first[-1]) == kept
 
 
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.7, 0.9])

@@ -146,7 +146,7 @@ def test_a_family_with_a_limit_that_is_not_kept_exits_with_3(
 
         return measure
 
-    monkeypatch.setattr(steps, "_measuring", measuring)
+    monkeypatch.setattr(steps, "measuring_on", measuring)
     code = run(*QUICK, "--latency", "0.5ms", "--device", "card", "--pareto", "3")
     said = capsys.readouterr()
     assert code == 3
