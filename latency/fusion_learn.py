@@ -79,7 +79,7 @@ class FusionLearner:
 
         Args:
             original: the model before compilation, with fixed shapes; left alone.
-            compiled: what the runtime's `compile` gave as `data`.
+            compiled: see `latency.executed`.
 
         Raises:
             InvalidInputError: the compiled graph is not readable.

@@ -354,7 +354,7 @@ class KernelGraph:
             original: the model before compilation, with fixed shapes (see
                 `devices.onnx_files.fix_shapes`), or its serialised form; the content of its large
                 weights is not needed.
-            compiled: what the runtime's `compile` gave as `data`.
+            compiled: see `latency.executed`.
 
         Raises:
             InvalidInputError: one of the two is not a readable ONNX graph.

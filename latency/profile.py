@@ -26,6 +26,7 @@ from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
 from latency.acquisition import FIRST_ROUND, Acquisition
 from latency.card import ANCHOR, CHOSEN, WHOLE, CardVisit, CardWriter, DeviceCard, writing
+from latency.executed import executed_graph
 from latency.fusion import FusionLearner, FusionRules
 from latency.graph_store import GraphStore
 from latency.measure import (
@@ -142,6 +143,7 @@ class _Profiler:
     ) -> None:
         self.writer = writer
         self.engine = engine
+        self.per_op_times = engine.status().per_op_times
         self.settings = settings
         self.models = models
         self.seed = int(arguments["seed"])
@@ -316,8 +318,7 @@ class _Profiler:
         born: int,
     ) -> _Network:
         compiled = compile_named(self.engine, name, model, self.settings)
-        graph = _kernel_graph(name, model, compiled)
-        self._learn(name, model, compiled)
+        graph = self._take_in(name, model, compiled)
         self.store.put(name, compiled)
         number = self.writer.add_network(name, kind, digest, spec, graph.kernels)
         self.orders[number] = {node.name: i for i, node in enumerate(graph.kernels)}
@@ -328,19 +329,25 @@ class _Profiler:
         if network.name not in self.store:
             model = self._model(network)
             compiled = compile_named(self.engine, network.name, model, self.settings)
-            graph = _kernel_graph(network.name, model, compiled)
-            self._learn(network.name, model, compiled)
+            graph = self._take_in(network.name, model, compiled)
             self.orders[network.number] = match_kernels(
                 graph, self.writer.kernel_keys(network.number), network.name
             )
             self.store.put(network.name, compiled)
         return self.store.get(network.name)
 
-    def _learn(self, name: str, model: onnx.ModelProto, compiled: CompiledGraph) -> None:
-        """Reads from a network what the runtime fuses; after some hundreds little is new."""
-        if name not in self.learned and len(self.learned) < _LEARNED:
-            self.learner.add(model, compiled.data)
-            self.learned.add(name)
+    def _take_in(
+        self, name: str, model: onnx.ModelProto, compiled: CompiledGraph | None
+    ) -> KernelGraph:
+        """Reads a network's kernels, and what the runtime fuses; after some hundreds no more."""
+        from latency.kernel import KernelGraph
+
+        with naming(name):
+            executed = executed_graph(model, compiled, self.per_op_times)
+            if name not in self.learned and len(self.learned) < _LEARNED:
+                self.learner.add(model, executed)
+                self.learned.add(name)
+            return KernelGraph.from_compiled(model, executed)
 
     def fusion_rules(self) -> FusionRules:
         """What the runtime fuses, read from the networks of the profile.
@@ -352,8 +359,10 @@ class _Profiler:
                 break
             if network.name not in self.learned:
                 model = self._model(network)
-                compiled = compile_named(self.engine, network.name, model, self.settings)
-                self._learn(network.name, model, compiled)
+                compiled = None
+                if self.per_op_times:
+                    compiled = compile_named(self.engine, network.name, model, self.settings)
+                self._take_in(network.name, model, compiled)
         return FusionRules.of(self.learner)
 
     def _model(self, network: _Network) -> onnx.ModelProto:
@@ -373,7 +382,7 @@ class _Profiler:
             return
         compiled = self._compiled(network)
         with naming(network.name):
-            profiled = self.visitor.visit(compiled, kernels=True)
+            profiled = self.visitor.visit(compiled, kernels=self.per_op_times)
         times = by_position(profiled, self.orders[network.number])
         elapsed_s = self.elapsed_s
         self.writer.add_visit(
@@ -473,6 +482,7 @@ def _open_card(
             "arguments": dict(arguments),
             "environment": environment.to_json(),
             "simulated": engine.simulated,
+            "per_op_times": engine.status().per_op_times,
             "created": created,
             "complete": False,
         }
@@ -533,13 +543,6 @@ def _changed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         else:
             words.append(f"{key} {own.get(key)} → {asked[key]}")
     return words
-
-
-def _kernel_graph(name: str, model: onnx.ModelProto, compiled: CompiledGraph) -> KernelGraph:
-    from latency.kernel import KernelGraph
-
-    with naming(name):
-        return KernelGraph.from_compiled(model, compiled.data)
 
 
 def _finish(writer: CardWriter, path: Path, rules: FusionRules) -> None:
