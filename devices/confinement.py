@@ -70,11 +70,10 @@ def confined_environment(folder: Path) -> dict[str, str]:
     """
     homes = ("HOME", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
     caches = ("HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    caches += ("MPLCONFIGDIR", "CUDA_CACHE_PATH")
     return {
         **os.environ,
         **OFFLINE,
-        **dict.fromkeys((*homes, *caches), str(folder)),
+        **dict.fromkeys((*homes, *caches, "CUDA_CACHE_PATH"), str(folder)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry),
     }

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from typing import ClassVar, Literal, NoReturn
+from typing import ClassVar, NoReturn
 
 from devices.errors import UnavailableError
 from devices.runtimes.base import CompiledGraph, CompiledModel, Runtime, RuntimeSettings
 from devices.runtimes.base import RuntimeStatus as Status
 
-__all__ = ["ExecuTorch", "LiteRt", "Ncnn", "OpenVino", "PlannedRuntime", "TensorRt"]
+__all__ = ["OpenVino", "PlannedRuntime", "TensorRt"]
 
 
 class PlannedRuntime(Runtime):
@@ -70,31 +70,6 @@ class OpenVino(PlannedRuntime):
 
     name: ClassVar[str] = "openvino"
     package: ClassVar[str] = "openvino"
-
-
-class ExecuTorch(PlannedRuntime):
-    """PyTorch's phone runtime, with the XNNPACK backend."""
-
-    name: ClassVar[str] = "executorch"
-    package: ClassVar[str] = "executorch"
-    source: ClassVar[Literal["onnx", "torch"]] = "torch"
-
-
-class LiteRt(PlannedRuntime):
-    """Google's phone runtime (formerly TensorFlow Lite)."""
-
-    name: ClassVar[str] = "litert"
-    package: ClassVar[str] = "ai-edge-litert"
-    source: ClassVar[Literal["onnx", "torch"]] = "torch"
-    per_op_times: ClassVar[bool] = False
-
-
-class Ncnn(PlannedRuntime):
-    """Tencent's phone runtime."""
-
-    name: ClassVar[str] = "ncnn"
-    package: ClassVar[str] = "ncnn"
-    per_op_times: ClassVar[bool] = False
 
 
 class TensorRt(PlannedRuntime):
