@@ -279,8 +279,8 @@ def _converted(
             kind, name = (*line.split(), "", "")[:2]
             if _FOREIGN.search(kind) or kind in missing:
                 raise InvalidInputError(
-                    f"model node {nodes.get(kind, name)!r}: ncnn has no operation {kind}; export the "
-                    "model without it, or use another runtime."
+                    f"model node {nodes.get(kind, name)!r}: ncnn has no operation {kind}; export "
+                    "the model without it, or use another runtime."
                 )
         return text, weights.read_bytes()
 
