@@ -10,9 +10,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+from choosy_runtime import ContainedChoosy
 
 from devices.errors import InvalidInputError, UnavailableError, UsageError
 from devices.runtimes import RuntimeSettings
+from devices.runtimes.simulated import SimulatedRuntime
 from latency import DeviceCard, profile_device
 from latency.measure import Visitor
 from latency.probes import ANCHORS
@@ -237,3 +239,41 @@ class TestKilled:
         assert card.complete and [len(n.visits) for n in card.networks] == [40] * (3 + len(ANCHORS))
         assert rows(path)[: len(kept)] == kept
         assert sorted(os.listdir(tmp_path)) == ["k.card"]
+
+
+def test_probes_that_are_refused_or_fatal_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "choosy.card"
+    said: list[str] = []
+    card = profile_device(
+        path,
+        runtime=ContainedChoosy(),
+        rounds=2,
+        probes=14,
+        progress=lambda share, text: said.append(text),
+    )
+    assert card.complete
+    left_out = {line.split()[2].rstrip(":"): line for line in said if line.startswith("left out")}
+    assert any("no operation Softmax" in line for line in left_out.values())
+    assert any("crashed while loading (SIGABRT" in line for line in left_out.values())
+    visited = {network.name for network in card.networks if network.visits}
+    assert not visited & left_out.keys()
+    # Those that crash are known only once they run; the others are replaced.
+    crashed = sum("SIGABRT" in line for line in left_out.values())
+    assert sum(name.startswith("probe-") for name in visited) == 14 - crashed
+    assert profile_device(path, runtime=ContainedChoosy(), rounds=2, probes=14).complete
+
+
+def test_a_runtime_that_refuses_every_probe_says_so(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("latency.profile._MOST_REFUSED", 3)
+
+    class Stubborn(SimulatedRuntime):
+        compiled = 0
+
+        def compile(self, model, settings):
+            self.compiled += 1
+            if self.compiled > 1 + len(ANCHORS):  # sentinel and anchors come first
+                raise InvalidInputError("model: no.")
+            return super().compile(model, settings)
+
+    with pytest.raises(InvalidInputError, match=r"'probe-0-3': no\."):
+        profile_device(tmp_path / "x.card", runtime=Stubborn(), rounds=2, probes=6)
