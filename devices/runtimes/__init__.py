@@ -29,7 +29,7 @@ __all__ = [
 
 _REGISTRY = {
     "onnxruntime": "devices.runtimes.onnxruntime:OnnxRuntime",
-    "openvino": "devices.runtimes.planned:OpenVino",
+    "openvino": "devices.runtimes.openvino:OpenVino",
     "executorch": "devices.runtimes.planned:ExecuTorch",
     "litert": "devices.runtimes.planned:LiteRt",
     "ncnn": "devices.runtimes.planned:Ncnn",
