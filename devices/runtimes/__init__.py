@@ -29,7 +29,7 @@ __all__ = [
 
 _REGISTRY = {
     "onnxruntime": "devices.runtimes.onnxruntime:OnnxRuntime",
-    "openvino": "devices.runtimes.planned:OpenVino",
+    "openvino": "devices.runtimes.openvino:OpenVino",
     "executorch": "devices.runtimes.executorch:ExecuTorch",
     "litert": "devices.runtimes.litert:LiteRt",
     "ncnn": "devices.runtimes.ncnn:Ncnn",

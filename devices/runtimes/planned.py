@@ -14,7 +14,7 @@ from devices.errors import UnavailableError
 from devices.runtimes.base import CompiledGraph, CompiledModel, Runtime, RuntimeSettings
 from devices.runtimes.base import RuntimeStatus as Status
 
-__all__ = ["OpenVino", "PlannedRuntime", "TensorRt"]
+__all__ = ["PlannedRuntime", "TensorRt"]
 
 
 class PlannedRuntime(Runtime):
@@ -63,13 +63,6 @@ class PlannedRuntime(Runtime):
     def _refuse(self) -> NoReturn:
         self.require()
         raise UnavailableError(f"runtime {self.name!r}: not supported yet; choose another.")
-
-
-class OpenVino(PlannedRuntime):
-    """Intel's OpenVINO."""
-
-    name: ClassVar[str] = "openvino"
-    package: ClassVar[str] = "openvino"
 
 
 class TensorRt(PlannedRuntime):

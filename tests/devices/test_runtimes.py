@@ -14,7 +14,7 @@ from devices.runtimes import (
 )
 from devices.runtimes.simulated import NODE_MS, RUN_MS, SimulatedRuntime
 
-PLANNED = ("openvino", "tensorrt")
+PLANNED = ("tensorrt",)
 SETTINGS = RuntimeSettings()
 
 
