@@ -33,7 +33,7 @@ _REGISTRY = {
     "executorch": "devices.runtimes.executorch:ExecuTorch",
     "litert": "devices.runtimes.litert:LiteRt",
     "ncnn": "devices.runtimes.ncnn:Ncnn",
-    "tensorrt": "devices.runtimes.planned:TensorRt",
+    "tensorrt": "devices.runtimes.tensorrt:TensorRt",
     "simulated": "devices.runtimes.simulated:SimulatedRuntime",
 }
 
