@@ -47,6 +47,8 @@ __all__ = ["profile_device"]
 
 Progress = Callable[[float, str], None]
 
+_MOST_DRAWS = 20
+"""Draws of one probe, before a runtime that refuses every one is taken at its word."""
 _LEARNED = 400
 """Networks from which is read what the runtime fuses."""
 
@@ -283,12 +285,24 @@ class _Profiler:
                 self.networks.append(self._add(name, ANCHOR, digest, spec, model, self.first_round))
 
     def _add_probe(self, index: int, born: int) -> _Network:
+        """Draws a probe and compiles it; where the runtime refuses one, another is drawn."""
+        for attempt in range(_MOST_DRAWS):
+            try:
+                return self._draw_probe(index, attempt, born)
+            except InvalidInputError as error:
+                if attempt + 1 == _MOST_DRAWS:
+                    raise
+                refused = [*self.writer.get("refused", []), str(error)]
+                self.writer.put(refused=refused)
+        raise AssertionError("unreachable")
+
+    def _draw_probe(self, index: int, attempt: int, born: int) -> _Network:
         import numpy as np
 
         from latency.probe_networks import sample_network
         from latency.probes import build_probe, model_digest, sample_probe
 
-        rng = np.random.default_rng([self.seed, 2, index])
+        rng = np.random.default_rng([self.seed, 2, index, *([attempt] if attempt else [])])
         light, label = index < LIGHT_PROBES, "probe-"
         if not light and index % NETWORK_PERIOD == 0:
             spec, label = sample_network(rng), WHOLE

@@ -12,10 +12,25 @@ import onnx
 import pytest
 
 from devices.errors import InvalidInputError, UnavailableError, UsageError
-from devices.runtimes import RuntimeSettings
+from devices.runtimes import CompiledGraph, RuntimeSettings
+from devices.runtimes.simulated import SimulatedRuntime
 from latency import DeviceCard, profile_device
 from latency.measure import Visitor
 from latency.probes import ANCHORS
+
+
+class Refusing(SimulatedRuntime):
+    """Simulated; refuses networks with an operation, as real runtimes do."""
+
+    def __init__(self, op: bytes) -> None:
+        super().__init__()
+        self.op = op
+
+    def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
+        if self.op in model:
+            raise InvalidInputError(f"model: {self.op.decode()} is not known.")
+        return super().compile(model, settings)
+
 
 PLAN = {"runtime": "simulated", "rounds": 2, "probes": 3}
 
@@ -237,3 +252,18 @@ class TestKilled:
         assert card.complete and [len(n.visits) for n in card.networks] == [40] * (3 + len(ANCHORS))
         assert rows(path)[: len(kept)] == kept
         assert sorted(os.listdir(tmp_path)) == ["k.card"]
+
+
+class TestRefusals:
+    def test_other_probes_are_drawn_for_those_that_a_runtime_refuses(self, tmp_path: Path) -> None:
+        card = profile_device(
+            tmp_path / "r.card", runtime=Refusing(b"HardSigmoid"), rounds=1, probes=24
+        )
+        refused = card.summary()["refused"]
+        assert refused and all("HardSigmoid is not known" in line for line in refused)
+        assert card.summary()["networks"]["probe"] == 24
+        assert not any("HardSigmoid" in k.op for n in card.networks for k in n.kernels)
+
+    def test_a_runtime_that_refuses_everything_is_believed(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="is not known"):
+            profile_device(tmp_path / "r.card", runtime=Refusing(b"Conv"), rounds=1, probes=1)
