@@ -420,6 +420,7 @@ class DeviceCard:
                 "p90": _rank(disagreements, 0.9),
             },
             "as_seen": {name: self.ratio(name) for name in STATISTICS} if visited else None,
+            "refused": list(self._meta.get("refused", [])),
             "validation": self.validation,
         }
 

@@ -47,10 +47,10 @@ __all__ = ["profile_device"]
 
 Progress = Callable[[float, str], None]
 
+_MOST_DRAWS = 20
+"""Draws of one probe, before a runtime that refuses every one is taken at its word."""
 _LEARNED = 400
 """Networks from which is read what the runtime fuses."""
-_MOST_REFUSED = 100
-"""Probes that a runtime may refuse more than it takes; a converter lacks some operations."""
 
 
 def profile_device(
@@ -162,8 +162,8 @@ class _Profiler:
         self.learner = FusionLearner()
         self.learned: set[str] = set()
         self.acquisition: Acquisition | None = None
-        # Probes that the runtime refuses or that take its process with them, and why.
-        self.refused: dict[str, str] = dict(writer.get("refused", {}))
+        # Probes that took their process with them when they ran.
+        self.given_up: set[str] = set(writer.get("given_up", []))
         self.next_look = 0
         self.elapsed_before_s = float(writer.get("elapsed_s", 0.0))
         self.started = monotonic()
@@ -204,13 +204,10 @@ class _Profiler:
             self._visit(number, network)
         if wanted > 0:
             self._look_ahead(age)
-        for _ in range(wanted):
-            probe = None
-            while probe is None:
-                if self._stop(age):
-                    return False
-                probe = self._add_probe(number)
-            self._visit(number, probe)
+        for index in range(have, have + wanted):
+            if self._stop(age):
+                return False
+            self._visit(number, self._add_probe(index, number))
         rounds = self.schedule.rounds
         if rounds is not None:
             return age + 1 < rounds
@@ -289,20 +286,27 @@ class _Profiler:
                 spec = {"kernels": kernels}
                 self.networks.append(self._add(name, ANCHOR, digest, spec, model, self.first_round))
 
-    def _add_probe(self, born: int) -> _Network | None:
-        """The next probe; None where the runtime refuses it.
+    def _add_probe(self, index: int, born: int) -> _Network:
+        """Draws a probe and compiles it; where the runtime refuses one, another is drawn."""
+        for attempt in range(_MOST_DRAWS):
+            try:
+                return self._draw_probe(index, attempt, born)
+            except InvalidInputError as error:
+                if attempt + 1 == _MOST_DRAWS:
+                    raise
+                self._note_refusal(error)
+        raise AssertionError("unreachable")
 
-        Raises:
-            InvalidInputError: it refuses one after the other.
-        """
+    def _note_refusal(self, error: InvalidInputError) -> None:
+        self.writer.put(refused=[*self.writer.get("refused", []), str(error)])
+
+    def _draw_probe(self, index: int, attempt: int, born: int) -> _Network:
         import numpy as np
 
         from latency.probe_networks import sample_network
         from latency.probes import build_probe, model_digest, sample_probe
 
-        known = sum(network.kind == "probe" for network in self.networks)
-        index = known + len(self.refused.keys() - {network.name for network in self.networks})
-        rng = np.random.default_rng([self.seed, 2, index])
+        rng = np.random.default_rng([self.seed, 2, index, *([attempt] if attempt else [])])
         light, label = index < LIGHT_PROBES, "probe-"
         if not light and index % NETWORK_PERIOD == 0:
             spec, label = sample_network(rng), WHOLE
@@ -311,22 +315,16 @@ class _Profiler:
         else:
             spec = sample_probe(rng, light=light)
         model = build_probe(spec, self.settings.batch)
-        name = f"{label}{self.seed}-{index}"
-        try:
-            network = self._add(name, "probe", model_digest(model), spec.to_json(), model, born)
-        except InvalidInputError as error:
-            self._give_up(name, error)
-            if len(self.refused) - known > _MOST_REFUSED:
-                raise
-            return None
+        network = self._add(
+            f"{label}{self.seed}-{index}",
+            "probe",
+            model_digest(model),
+            spec.to_json(),
+            model,
+            born,
+        )
         self.networks.append(network)
         return network
-
-    def _give_up(self, name: str, error: InvalidInputError) -> None:
-        """Leaves a probe out, now and when the profile is continued."""
-        self.refused[name] = str(error)
-        self.writer.put(refused=self.refused)
-        self.progress(self._share(self.first_round), f"left out {name}: {error}")
 
     def _add(
         self,
@@ -398,7 +396,7 @@ class _Profiler:
     # -- visits
 
     def _visit(self, number: int, network: _Network) -> None:
-        if (number, network.number) in self.visited or network.name in self.refused:
+        if (number, network.number) in self.visited or network.name in self.given_up:
             return
         compiled = self._compiled(network)
         try:
@@ -407,7 +405,10 @@ class _Profiler:
         except InvalidInputError as error:
             if network.kind != "probe":
                 raise
-            self._give_up(network.name, error)
+            self.given_up.add(network.name)
+            self.writer.put(given_up=sorted(self.given_up))
+            self._note_refusal(error)
+            self.progress(self._share(number), f"left out {network.name}: {error}")
             return
         times = by_position(profiled, self.orders[network.number])
         elapsed_s = self.elapsed_s

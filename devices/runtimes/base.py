@@ -100,6 +100,7 @@ class RuntimeStatus:
             executed (`CompiledGraph.executed`).
         source: what it converts from.
         simulated: whether its times are computed instead of measured.
+        sets_threads: whether the number of threads can be chosen.
     """
 
     name: str
@@ -111,6 +112,7 @@ class RuntimeStatus:
     per_op_times: bool
     source: Literal["onnx", "torch"]
     simulated: bool = False
+    sets_threads: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The status as a JSON object."""
