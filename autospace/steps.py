@@ -46,16 +46,19 @@ if TYPE_CHECKING:
     from autospace.verify import Chosen, Measure
     from devices.runtimes.base import RuntimeSettings
     from latency import DeviceCard, Prediction
+    from latency.compare import Compared
 
 __all__ = [
     "STATISTICS",
     "Benchmark",
     "BenchmarkedModel",
+    "Comparison",
     "Device",
     "Exported",
     "FamilyResult",
     "SearchResult",
     "benchmark",
+    "compare",
     "evolve",
     "export",
     "limits_of",
@@ -1108,7 +1111,6 @@ def benchmark(
         UnavailableError: the card's runtime is not installed.
     """
     from devices.errors import MismatchError
-    from devices.onnx_files import fix_shapes, read_onnx, shapes_by_model
     from devices.runtimes import get_runtime
     from latency import Predictor
     from latency.measure import naming
@@ -1119,13 +1121,7 @@ def benchmark(
             f"{device.card.path}: this machine is not the card's device, so nothing can be "
             "measured for it here; profile this machine with 'autospace profile-device'"
         )
-    loaded: dict[str, onnx.ModelProto] = {}
-    for path in models:
-        name = path.name if path.name not in loaded else str(path)
-        loaded[name] = read_onnx(path)
-    for name, own in shapes_by_model(loaded, shapes or {}).items():
-        with naming(name):
-            loaded[name] = fix_shapes(loaded[name], device.card.settings.batch, own)
+    loaded = _fixed_models(models, shapes or {}, device.card.settings.batch)
     predictor = Predictor.from_card(device.card)
     predicted = {}
     for name, model in loaded.items():
@@ -1137,3 +1133,77 @@ def benchmark(
         device.description,
         device.warnings,
     )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        settings: threads, precision and batch.
+        rows: network by network, in each of the runtimes.
+    """
+
+    settings: RuntimeSettings
+    rows: tuple[Compared, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``benchmark --runtime`` writes, with raw samples."""
+        return {
+            "settings": self.settings.to_json(),
+            "models": [row.to_json() for row in self.rows],
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes the result file at once."""
+        write_json(path, self.to_json())
+
+
+def compare(
+    models: Sequence[Path],
+    runtimes: Sequence[str],
+    settings: RuntimeSettings,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    visits: int = 16,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Comparison:
+    """Measures ONNX models on this machine in several runtimes, interleaved.
+
+    Args:
+        models: ONNX files.
+        runtimes: names.
+        settings: threads, precision, batch.
+        shapes: of inputs with dynamic dimensions other than the batch, by name.
+        visits: to each model in each runtime.
+        seed: of the order of visits.
+        progress: is told as it goes.
+
+    Raises:
+        InvalidInputError: no ONNX model, or a runtime refuses it.
+        UsageError: an unknown runtime, or one named twice.
+        UnavailableError: a runtime is not installed.
+    """
+    from latency.compare import compare_models
+
+    loaded = _fixed_models(models, shapes or {}, settings.batch)
+    rows = compare_models(loaded, runtimes, settings, visits=visits, seed=seed, progress=progress)
+    return Comparison(settings, rows)
+
+
+def _fixed_models(
+    paths: Sequence[Path], shapes: Mapping[str, Sequence[int]], batch: int
+) -> dict[str, onnx.ModelProto]:
+    """Models by their file's name, with fixed shapes."""
+    from devices.onnx_files import fix_shapes, read_onnx, shapes_by_model
+    from latency.measure import naming
+
+    loaded: dict[str, onnx.ModelProto] = {}
+    for path in paths:
+        name = path.name if path.name not in loaded else str(path)
+        loaded[name] = read_onnx(path)
+    for name, own in shapes_by_model(loaded, shapes).items():
+        with naming(name):
+            loaded[name] = fix_shapes(loaded[name], batch, own)
+    return loaded

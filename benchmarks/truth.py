@@ -25,6 +25,7 @@ from devices.onnx_files import fix_shapes, read_onnx
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
 from latency.card import CardVisit, CardWriter, DeviceCard
+from latency.executed import executed_graph
 from latency.graph_store import GraphStore
 from latency.kernel import KernelGraph
 from latency.measure import Visitor, by_position, compile_named, match_kernels
@@ -69,6 +70,7 @@ def new_card(
             "arguments": {"networks": list(networks)},
             "environment": read_environment().to_json(),
             "simulated": runtime.simulated,
+            "per_op_times": runtime.status().per_op_times,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "complete": False,
         },
@@ -107,7 +109,7 @@ class TruthSeries:
         self.seed = seed
         self.max_visits = max_visits
         self.engine = get_runtime(runtime)
-        self.engine.require(settings)
+        self.per_op_times = self.engine.require(settings).per_op_times
         self.orders: dict[str, tuple[int, dict[str, int]]] = {}
 
     def __enter__(self) -> Self:
@@ -170,7 +172,7 @@ class TruthSeries:
         if network.name not in self.store and not self._take_up(network):
             return
         number, places = self.orders[network.name]
-        profiled = self.visitor.visit(self.store.get(network.name), kernels=True)
+        profiled = self.visitor.visit(self.store.get(network.name), kernels=self.per_op_times)
         round_ = sum(1 for _, found in self.writer.visited() if found == number)
         times = by_position(profiled, places)
         elapsed_s = 0.0 if self.engine.simulated else monotonic() - self.started
@@ -188,7 +190,7 @@ class TruthSeries:
             self.writer.put(left_out=sorted(self.left_out))
             self.store.drop(network.name)
             return False
-        graph = KernelGraph.from_compiled(model, compiled.data)
+        graph = KernelGraph.from_compiled(model, executed_graph(model, compiled, self.per_op_times))
         if known is None:
             spec = {"group": network.group, "family": network.family}
             number = self.writer.add_network(

@@ -168,6 +168,8 @@ class DeviceCard:
         runtime_version: its version.
         settings: threads, precision and batch that it was made with.
         simulated: whether its times were computed instead of measured.
+        per_op_times: whether single kernels were timed; their times are otherwise worked out from
+            those of whole networks, see `latency.whole_times`.
         complete: whether the profile was finished.
     """
 
@@ -187,6 +189,7 @@ class DeviceCard:
         self.runtime_version = str(meta["runtime_version"])
         self.settings = RuntimeSettings.from_json(meta["settings"])
         self.simulated = bool(meta["simulated"])
+        self.per_op_times = bool(meta.get("per_op_times", True))
         self.complete = bool(meta.get("complete", False))
         self._environment = Environment.from_json(meta["environment"])
         self._fingerprint = digest
@@ -400,6 +403,7 @@ class DeviceCard:
             "runtime_version": self.runtime_version,
             "settings": self.settings.to_json(),
             "simulated": self.simulated,
+            "per_op_times": self.per_op_times,
             "complete": self.complete,
             "fingerprint": self.fingerprint,
             "created": self._meta.get("created"),
@@ -416,6 +420,7 @@ class DeviceCard:
                 "p90": _rank(disagreements, 0.9),
             },
             "as_seen": {name: self.ratio(name) for name in STATISTICS} if visited else None,
+            "refused": list(self._meta.get("refused", [])),
             "validation": self.validation,
         }
 

@@ -168,9 +168,14 @@ def context_features(surroundings: Sequence[Context] | Array) -> Array:
 def kernel_labels(kernel: Kernel) -> tuple[str, ...]:
     """What of a kernel is no number: its operation with its type, its activation, its mode."""
     labels = f"op {kernel.op} {kernel.dtype}", f"activation {kernel.activation}"
-    if '"mode":' not in kernel.attributes:
+    if not any(f'"{key}":' in kernel.attributes for key in _MODES):
         return labels
-    return *labels, f"mode {json.loads(kernel.attributes)['mode']}"
+    options = json.loads(kernel.attributes)
+    return *labels, *(f"{key} {options[key]}" for key in _MODES if key in options)
+
+
+_MODES = ("mode", "primitive")
+"""Attributes whose values are no numbers: how to resize, and which code a runtime has chosen."""
 
 
 def _log(value: float) -> float:

@@ -59,7 +59,7 @@ class FusionRules:
         """Rules from networks and their compiled graphs.
 
         Args:
-            pairs: models with fixed shapes, each with what the runtime's `compile` gave as `data`.
+            pairs: models with fixed shapes, each with see `latency.executed`.
 
         Raises:
             InvalidInputError: a compiled graph is not readable.

@@ -79,7 +79,7 @@ class FusionLearner:
 
         Args:
             original: the model before compilation, with fixed shapes; left alone.
-            compiled: what the runtime's `compile` gave as `data`.
+            compiled: see `latency.executed`.
 
         Raises:
             InvalidInputError: the compiled graph is not readable.
@@ -322,12 +322,14 @@ class _Lesson:
     def _blocked(self) -> set[str]:
         """Compiled tensors with their channels in blocks."""
         domains = {n.domain for i, n in enumerate(self.reader.nodes) if self._is_reorder(i)}
-        domains |= {n.domain for n in self.reader.nodes if n.domain.endswith(".nchwc")}
+        domains |= {n.domain for n in self.reader.nodes if n.domain.endswith((".nchwc", ".nhwc"))}
         blocked: set[str] = set()
         for node in self.reader.nodes:
             data = [name for name in node.input if name not in self.reader.weights]
             inside = node.domain in domains and node.op_type != "ReorderOutput"
-            if inside or (node.domain not in domains and any(name in blocked for name in data)):
+            # Operations of ONNX's own go on in the layout that they get; others say theirs.
+            goes_on = node.domain not in domains and not self.reader.told
+            if inside or (goes_on and any(name in blocked for name in data)):
                 blocked.update(node.output)
         return blocked
 

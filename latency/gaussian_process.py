@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-__all__ = ["GaussianProcess"]
+__all__ = ["GaussianProcess", "inducing_points", "matern"]
 
 _TUNING_SAMPLES = 500
 """Samples in a subset on which lengths are found: the cost grows with their cube."""
@@ -103,9 +103,9 @@ class GaussianProcess:
         weights = np.zeros(points.shape[1])
         weights[varies] = lengths / spread[varies]
         placed = (points - center) * weights
-        inducing = _spread_out(placed, amplitude, max(20, int(_INDUCING * effort)), rng)
-        cross = _matern(placed, inducing, amplitude)
-        inner = _matern(inducing, inducing, amplitude)
+        inducing = inducing_points(placed, amplitude, max(20, int(_INDUCING * effort)), rng)
+        cross = matern(placed, inducing, amplitude)
+        inner = matern(inducing, inducing, amplitude)
         inner[np.diag_indices_from(inner)] += _JITTER * amplitude
         known = solve_triangular(np.linalg.cholesky(inner), cross.T, lower=True, check_finite=False)
         missed = np.maximum(amplitude - (known**2).sum(axis=0), 0.0)
@@ -138,7 +138,7 @@ class GaussianProcess:
         cross = self._cross(points)
         mean = np.clip(cross @ self.target, self.low, self.high)
         placed = self._placed(points)
-        return mean, Covariance(_matern(placed, placed, self.amplitude), cross, self._told)
+        return mean, Covariance(matern(placed, placed, self.amplitude), cross, self._told)
 
     def without(
         self,
@@ -182,7 +182,7 @@ class GaussianProcess:
             solved = np.linalg.solve(left, right)
             mean = np.clip(values[members] - solved[:, 0], self.low, self.high)
             at = placed[members]
-            missed = _matern(at, at, self.amplitude) - prior[:, members].T @ prior[:, members]
+            missed = matern(at, at, self.amplitude) - prior[:, members].T @ prior[:, members]
             # A⁻¹ without the samples, by Woodbury's identity.
             yield members, mean, missed + solved[:, 1:]
 
@@ -228,7 +228,7 @@ class GaussianProcess:
         """Cholesky factor of K(U, U)."""
         import numpy as np
 
-        inner = _matern(self.inducing, self.inducing, self.amplitude)
+        inner = matern(self.inducing, self.inducing, self.amplitude)
         inner[np.diag_indices_from(inner)] += _JITTER * self.amplitude
         return np.asarray(np.linalg.cholesky(inner))
 
@@ -250,13 +250,13 @@ class GaussianProcess:
         return (points - self.center) * self.weights
 
     def _cross(self, points: Array) -> Array:
-        return _matern(self._placed(points), self.inducing, self.amplitude)
+        return matern(self._placed(points), self.inducing, self.amplitude)
 
 
 _ARRAYS = ("center", "weights", "inducing", "factor", "target", "numbers")
 
 
-def _matern(a: Array, b: Array, amplitude: float) -> Array:
+def matern(a: Array, b: Array, amplitude: float) -> Array:
     """Matérn 3/2 kernel; shapes `(n, f)` and `(m, f)` in, `(n, m)` out."""
     squared = a @ (-2 * b.T)
     squared += (a**2).sum(1)[:, None]
@@ -282,7 +282,7 @@ def _solve(factor: Array, right: Array) -> Array:
     return cho_solve((factor, True), right, check_finite=False)
 
 
-def _spread_out(points: Array, amplitude: float, count: int, rng: np.random.Generator) -> Array:
+def inducing_points(points: Array, amplitude: float, count: int, rng: np.random.Generator) -> Array:
     """Points of which each next one is where the others say least: a pivoted Cholesky factor."""
     import numpy as np
 

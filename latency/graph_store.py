@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -59,15 +60,12 @@ class GraphStore:
         path = self._folder / f"{self._count}.graph"
         self._count += 1
         path.write_bytes(graph.data)
-        bare = CompiledGraph(graph.runtime, graph.version, b"", graph.inputs, graph.outputs)
-        self._known[key] = (path, bare)
+        self._known[key] = (path, replace(graph, data=b"", executed=None))
 
     def get(self, key: str) -> CompiledGraph:
-        """The graph that was kept under the key."""
+        """The graph that was kept under the key, as far as it takes to load it."""
         path, bare = self._known[key]
-        return CompiledGraph(
-            bare.runtime, bare.version, path.read_bytes(), bare.inputs, bare.outputs
-        )
+        return replace(bare, data=path.read_bytes())
 
     def drop(self, key: str) -> None:
         """Forgets a graph that will not be asked for again; others may have been dropped before."""

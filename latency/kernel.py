@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from devices.errors import InvalidInputError
+from devices.executed_onnx import EXECUTED_DOMAIN
 from devices.onnx_files import dtype_name, name_nodes, parse_skeleton
 from latency.denormals import denormal_counts
 from latency.onnx_node import Node
@@ -94,7 +95,7 @@ _FAMILY_OF_OP = {
     ),
     **dict.fromkeys(("Softmax", "LogSoftmax"), "softmax"),
     "Concat": "concat",
-    **dict.fromkeys(("ReorderInput", "ReorderOutput"), "reorder"),
+    **dict.fromkeys(("ReorderInput", "ReorderOutput", "Reorder"), "reorder"),
     "ConvTranspose": "transposed_conv",
     **dict.fromkeys(("Transpose", "DepthToSpace", "SpaceToDepth"), "transpose"),
     **dict.fromkeys(("Resize", "Upsample"), "resize"),
@@ -354,7 +355,7 @@ class KernelGraph:
             original: the model before compilation, with fixed shapes (see
                 `devices.onnx_files.fix_shapes`), or its serialised form; the content of its large
                 weights is not needed.
-            compiled: what the runtime's `compile` gave as `data`.
+            compiled: see `latency.executed`.
 
         Raises:
             InvalidInputError: one of the two is not a readable ONNX graph.
@@ -417,6 +418,8 @@ class _Reader:
         self.claimed: set[str] = set()
         self.static = StaticGraph(compiled, walk=False)
         self.compiled = compiled.graph
+        # A graph that was written for reading tells all shapes; they need not be worked out.
+        self.told = _told(compiled) if compiled.domain == EXECUTED_DOMAIN else {}
         for value in compiled.graph.input:
             if value.name in self.original.shapes:
                 self._set_shape(value.name, value.name)
@@ -435,7 +438,8 @@ class _Reader:
                 self._correct_shapes(node)
             kernels.append(self._kernel(node, attributes, inputs))
             covered.append(names)
-        self._mark_denormals(kernels)
+        if not self.told:  # its constants have no content
+            self._mark_denormals(kernels)
         # Equal kernels are one object, so that whoever looks one up need not compare them again.
         known: dict[Kernel, Kernel] = {}
         kernels = [known.setdefault(kernel, kernel) for kernel in kernels]
@@ -719,8 +723,8 @@ class _Reader:
     def _kernel(self, node: Node, attributes: Mapping[str, Any], inputs: Sequence[str]) -> Kernel:
         domain = node.domain.rpartition(".")[2]
         weights = tuple([self.weights[name] for name in node.input if name in self.weights])
-        shapes = tuple([self.shapes.get(name, ()) for name in inputs])
-        outputs = tuple([self.shapes.get(name, ()) for name in node.output if name])
+        shapes = tuple([self._shape(name) for name in inputs])
+        outputs = tuple([self._shape(name) for name in node.output if name])
         is_convolution = node.op_type in _CONVOLUTIONS
         window = tuple(attributes.get("kernel_shape", ()))
         if is_convolution and not window and weights:
@@ -755,12 +759,29 @@ class _Reader:
                 options["denormals"] = counts[node.name]
                 kernels[index] = replace(kernels[index], attributes=_dumped(options))
 
+    def _shape(self, name: str) -> Shape:
+        return self.told[name][0] if name in self.told else self.shapes.get(name, ())
+
     def _dtype(self, node: Node) -> str:
         for name in (*node.output, *node.input):
+            if name in self.told:
+                return self.told[name][1]
             found = self.dtypes.get(name) or self.weight_dtypes.get(name)
             if found:
                 return found
         return "float32"
+
+
+def _told(model: onnx.ModelProto) -> dict[str, tuple[Shape, str]]:
+    """Shape and type of every tensor that a graph states."""
+    graph = model.graph
+    return {
+        value.name: (
+            tuple(side.dim_value for side in value.type.tensor_type.shape.dim),
+            dtype_name(value.type.tensor_type.elem_type),
+        )
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
 
 
 def _listed(shapes: Iterable[Shape]) -> str:

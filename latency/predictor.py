@@ -323,7 +323,7 @@ class Predictor:
         """
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-        table = KernelTable.from_card(card)
+        table = KernelTable.from_card(card, quick=quick)
         if not table.networks:
             raise InvalidInputError(f"{card.path}: nothing measured yet; run profile-device again.")
         # Small matrices on few cores: threads of the linear algebra only get in each other's way.
@@ -483,12 +483,13 @@ class Predictor:
 
     def _compiled(self, model: onnx.ModelProto) -> KernelGraph:
         """The kernels as the card's runtime compiles them, here and now."""
-        from devices.onnx_files import to_bytes
         from devices.runtimes import get_runtime
+        from latency.executed import executed_here
 
-        runtime = get_runtime(self.card.runtime)
-        compiled = runtime.compile(to_bytes(model), self.card.settings)
-        return KernelGraph.from_compiled(model, compiled.data)
+        runtime, per_op_times = get_runtime(self.card.runtime), self.card.per_op_times
+        return KernelGraph.from_compiled(
+            model, executed_here(model, runtime, self.card.settings, per_op_times)
+        )
 
     def _by_rules(self, model: onnx.ModelProto) -> tuple[KernelGraph, str]:
         """The kernels by the rules that the card holds, and a line that says so."""
@@ -631,7 +632,7 @@ class _Fitting:
         )
         self.left_out = self._left_out()
         scores = [self._judge(i) for i in self._judged()]
-        intervals = Intervals.fit(scores)
+        intervals = Intervals.fit(scores, self.table.timed)
         return {
             "families": self.families,
             "roofline": roofline,
@@ -656,6 +657,8 @@ class _Fitting:
             name: self.families[name].residuals(own) for name, own in self.measured.items()
         }
         residuals: dict[int, list[tuple[int, float, int]]] = {}
+        if not self.table.timed:  # nothing is known of a kernel by itself
+            return residuals
         for index, row in enumerate(self.places):
             for place in row:
                 if place is None:
@@ -732,7 +735,7 @@ class _Fitting:
             asked: list[int] = []
             for row, number in enumerate(numbers):
                 sample = self.samples[family][number]
-                hit = _hit(self.residuals[self._key(sample.kernel)], without=index)
+                hit = _hit(self.residuals.get(self._key(sample.kernel), ()), without=index)
                 if hit is None:
                     asked.append(row)
                 else:
@@ -746,7 +749,7 @@ class _Fitting:
         return Score(
             kind=network.kind,
             whole_ms=network.whole_ms,
-            predicted_ms=calibration.whole_ms([*times, *([0.0] * missing)]),
+            predicted_ms=network.left_out_ms or calibration.whole_ms([*times, *([0.0] * missing)]),
             summed_ms=calibration.whole_ms(network.times_ms),
             deviation=_Spread(alone, blocks).deviation([calibration.kernel_ms(t) for t in times]),
             noise=network.noise,
@@ -765,8 +768,11 @@ class _Fitting:
                 kind: _errors([s.predicted_ms / s.whole_ms for s in group])
                 for kind, group in sorted(groups.items())
             },
-            "by_family": self._family_errors(),
+            # What was worked out from whole networks cannot be judged kernel by kernel.
+            "by_family": self._family_errors() if self.table.timed else {},
+            # Of a runtime without per-op times this says how well the networks were explained.
             "summation": _errors([s.summed_ms / s.whole_ms for s in scores]),
+            "kernels_timed": self.table.timed,
             "interval_half_width": widths[len(widths) // 2],
             "calibration": asdict(self.calibration),
         }

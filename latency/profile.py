@@ -26,6 +26,7 @@ from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
 from latency.acquisition import FIRST_ROUND, Acquisition
 from latency.card import ANCHOR, CHOSEN, WHOLE, CardVisit, CardWriter, DeviceCard, writing
+from latency.executed import executed_graph
 from latency.fusion import FusionLearner, FusionRules
 from latency.graph_store import GraphStore
 from latency.measure import (
@@ -46,6 +47,8 @@ __all__ = ["profile_device"]
 
 Progress = Callable[[float, str], None]
 
+_MOST_DRAWS = 20
+"""Draws of one probe, before a runtime that refuses every one is taken at its word."""
 _LEARNED = 400
 """Networks from which is read what the runtime fuses."""
 
@@ -142,6 +145,7 @@ class _Profiler:
     ) -> None:
         self.writer = writer
         self.engine = engine
+        self.per_op_times = engine.status().per_op_times
         self.settings = settings
         self.models = models
         self.seed = int(arguments["seed"])
@@ -158,6 +162,8 @@ class _Profiler:
         self.learner = FusionLearner()
         self.learned: set[str] = set()
         self.acquisition: Acquisition | None = None
+        # Probes that took their process with them when they ran.
+        self.given_up: set[str] = set(writer.get("given_up", []))
         self.next_look = 0
         self.elapsed_before_s = float(writer.get("elapsed_s", 0.0))
         self.started = monotonic()
@@ -281,12 +287,26 @@ class _Profiler:
                 self.networks.append(self._add(name, ANCHOR, digest, spec, model, self.first_round))
 
     def _add_probe(self, index: int, born: int) -> _Network:
+        """Draws a probe and compiles it; where the runtime refuses one, another is drawn."""
+        for attempt in range(_MOST_DRAWS):
+            try:
+                return self._draw_probe(index, attempt, born)
+            except InvalidInputError as error:
+                if attempt + 1 == _MOST_DRAWS:
+                    raise
+                self._note_refusal(error)
+        raise AssertionError("unreachable")
+
+    def _note_refusal(self, error: InvalidInputError) -> None:
+        self.writer.put(refused=[*self.writer.get("refused", []), str(error)])
+
+    def _draw_probe(self, index: int, attempt: int, born: int) -> _Network:
         import numpy as np
 
         from latency.probe_networks import sample_network
         from latency.probes import build_probe, model_digest, sample_probe
 
-        rng = np.random.default_rng([self.seed, 2, index])
+        rng = np.random.default_rng([self.seed, 2, index, *([attempt] if attempt else [])])
         light, label = index < LIGHT_PROBES, "probe-"
         if not light and index % NETWORK_PERIOD == 0:
             spec, label = sample_network(rng), WHOLE
@@ -316,8 +336,7 @@ class _Profiler:
         born: int,
     ) -> _Network:
         compiled = compile_named(self.engine, name, model, self.settings)
-        graph = _kernel_graph(name, model, compiled)
-        self._learn(name, model, compiled)
+        graph = self._take_in(name, model, compiled)
         self.store.put(name, compiled)
         number = self.writer.add_network(name, kind, digest, spec, graph.kernels)
         self.orders[number] = {node.name: i for i, node in enumerate(graph.kernels)}
@@ -328,19 +347,25 @@ class _Profiler:
         if network.name not in self.store:
             model = self._model(network)
             compiled = compile_named(self.engine, network.name, model, self.settings)
-            graph = _kernel_graph(network.name, model, compiled)
-            self._learn(network.name, model, compiled)
+            graph = self._take_in(network.name, model, compiled)
             self.orders[network.number] = match_kernels(
                 graph, self.writer.kernel_keys(network.number), network.name
             )
             self.store.put(network.name, compiled)
         return self.store.get(network.name)
 
-    def _learn(self, name: str, model: onnx.ModelProto, compiled: CompiledGraph) -> None:
-        """Reads from a network what the runtime fuses; after some hundreds little is new."""
-        if name not in self.learned and len(self.learned) < _LEARNED:
-            self.learner.add(model, compiled.data)
-            self.learned.add(name)
+    def _take_in(
+        self, name: str, model: onnx.ModelProto, compiled: CompiledGraph | None
+    ) -> KernelGraph:
+        """Reads a network's kernels, and what the runtime fuses; after some hundreds no more."""
+        from latency.kernel import KernelGraph
+
+        with naming(name):
+            executed = executed_graph(model, compiled, self.per_op_times)
+            if name not in self.learned and len(self.learned) < _LEARNED:
+                self.learner.add(model, executed)
+                self.learned.add(name)
+            return KernelGraph.from_compiled(model, executed)
 
     def fusion_rules(self) -> FusionRules:
         """What the runtime fuses, read from the networks of the profile.
@@ -352,8 +377,10 @@ class _Profiler:
                 break
             if network.name not in self.learned:
                 model = self._model(network)
-                compiled = compile_named(self.engine, network.name, model, self.settings)
-                self._learn(network.name, model, compiled)
+                compiled = None
+                if self.per_op_times:
+                    compiled = compile_named(self.engine, network.name, model, self.settings)
+                self._take_in(network.name, model, compiled)
         return FusionRules.of(self.learner)
 
     def _model(self, network: _Network) -> onnx.ModelProto:
@@ -369,11 +396,20 @@ class _Profiler:
     # -- visits
 
     def _visit(self, number: int, network: _Network) -> None:
-        if (number, network.number) in self.visited:
+        if (number, network.number) in self.visited or network.name in self.given_up:
             return
         compiled = self._compiled(network)
-        with naming(network.name):
-            profiled = self.visitor.visit(compiled, kernels=True)
+        try:
+            with naming(network.name):
+                profiled = self.visitor.visit(compiled, kernels=self.per_op_times)
+        except InvalidInputError as error:
+            if network.kind != "probe":
+                raise
+            self.given_up.add(network.name)
+            self.writer.put(given_up=sorted(self.given_up))
+            self._note_refusal(error)
+            self.progress(self._share(number), f"left out {network.name}: {error}")
+            return
         times = by_position(profiled, self.orders[network.number])
         elapsed_s = self.elapsed_s
         self.writer.add_visit(
@@ -473,6 +509,7 @@ def _open_card(
             "arguments": dict(arguments),
             "environment": environment.to_json(),
             "simulated": engine.simulated,
+            "per_op_times": engine.status().per_op_times,
             "created": created,
             "complete": False,
         }
@@ -533,13 +570,6 @@ def _changed(own: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         else:
             words.append(f"{key} {own.get(key)} → {asked[key]}")
     return words
-
-
-def _kernel_graph(name: str, model: onnx.ModelProto, compiled: CompiledGraph) -> KernelGraph:
-    from latency.kernel import KernelGraph
-
-    with naming(name):
-        return KernelGraph.from_compiled(model, compiled.data)
 
 
 def _finish(writer: CardWriter, path: Path, rules: FusionRules) -> None:

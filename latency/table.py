@@ -7,6 +7,9 @@ is steadier than a corrected median, and one factor for the whole card: how much
 above the fastest run of other networks. Where there is a choice the factor is worse: of 40 short
 runs a visit one is luckier than of 3 long ones, so that sums of kernels were 3 % above it for
 networks below a millisecond and 1.3 % below it above four.
+
+Where the runtime does not time single kernels, their times are worked out from those of the
+networks (`latency.whole_times`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from latency.card import CardNetwork, DeviceCard
     from latency.kernel import Kernel
+    from latency.whole_times import WorkedOut
 
     Array = npt.NDArray[np.float64]
 
@@ -73,6 +77,7 @@ class NetworkRow:
         contexts: for each kernel in order, what surrounds it in this network.
         visits: how many.
         noise: standard error of the logarithm of `whole_ms`.
+        left_out_ms: what the others say of it, where the times of its kernels were worked out.
     """
 
     name: str
@@ -83,6 +88,7 @@ class NetworkRow:
     contexts: tuple[Context, ...]
     visits: int
     noise: float = 0.0
+    left_out_ms: float | None = None
 
     @property
     def sum_ms(self) -> float:
@@ -96,42 +102,54 @@ class KernelTable:
 
     Attributes:
         kernels: each kernel once.
-        networks: those that were visited with the single kernels timed.
+        networks: those that were visited with the single kernels timed; where the runtime does not
+            time them, all that were visited.
+        timed: whether the times of kernels were measured, not worked out.
     """
 
     kernels: tuple[KernelRow, ...]
     networks: tuple[NetworkRow, ...]
+    timed: bool = True
 
     @classmethod
-    def from_card(cls, card: DeviceCard) -> Self:
-        """Condenses a card's raw samples."""
+    def from_card(cls, card: DeviceCard, *, quick: bool = False) -> Self:
+        """Condenses a card's raw samples.
+
+        Args:
+            card: to condense.
+            quick: less exactly, where times of kernels have to be worked out.
+        """
         index: dict[str, int] = {}
         kernels: list[Kernel] = []
         occurrences: list[list[tuple[int, float, int]]] = []
         networks: list[NetworkRow] = []
-        measured = [n for n in card.networks if any(v.kernel_ms.size for v in n.visits)]
+        timed = card.per_op_times
+        measured = [n for n in card.networks if _usable(n, timed)]
         latencies = _latencies(card, measured)
-        for network, (whole_ms, noise) in zip(measured, latencies, strict=True):
-            visits = [v for v in network.visits if v.kernel_ms.size]
-            times = _kernel_times(network)
+        worked_out = () if timed else _worked_out(measured, latencies, quick)
+        for place, (network, (whole_ms, noise)) in enumerate(zip(measured, latencies, strict=True)):
+            own = None if timed else worked_out[place]
+            times = own.times_ms if own else tuple(_kernel_times(network))
+            visits = [v for v in network.visits if v.kernel_ms.size or not timed]
             rows = []
             for kernel, time_ms in zip(network.kernels, times, strict=True):
-                place = index.setdefault(kernel.signature, len(kernels))
-                if place == len(kernels):
+                row = index.setdefault(kernel.signature, len(kernels))
+                if row == len(kernels):
                     kernels.append(kernel)
                     occurrences.append([])
-                occurrences[place].append((len(networks), time_ms, len(visits)))
-                rows.append(place)
+                occurrences[row].append((len(networks), time_ms, len(visits)))
+                rows.append(row)
             networks.append(
                 NetworkRow(
                     name=network.name,
                     kind=network.kind,
                     whole_ms=whole_ms,
                     rows=tuple(rows),
-                    times_ms=tuple(times),
+                    times_ms=times,
                     contexts=contexts(network.kernels, network.sources, times),
                     visits=len(network.visits),
                     noise=noise,
+                    left_out_ms=own.left_out_ms if own else None,
                 )
             )
         return cls(
@@ -145,6 +163,7 @@ class KernelTable:
                 for kernel, found in zip(kernels, occurrences, strict=True)
             ),
             networks=tuple(networks),
+            timed=timed,
         )
 
     @cached_property
@@ -215,6 +234,30 @@ def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[tuple[
         )
         for found, fastest_ms in zip(measured, fastest, strict=True)
     ]
+
+
+def _usable(network: CardNetwork, timed: bool) -> bool:
+    """Whether a network was visited, and with the single kernels timed where they can be."""
+    return any(v.kernel_ms.size or not timed for v in network.visits)
+
+
+def _worked_out(
+    networks: Sequence[CardNetwork], latencies: Sequence[tuple[float, float]], quick: bool
+) -> Sequence[WorkedOut]:
+    """Time of each kernel of each network, from the latencies of all."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    from latency.whole_times import WholeNetwork, kernel_times
+
+    # Small matrices on few cores: threads of the linear algebra only get in each other's way.
+    with threadpool_limits(1):
+        return kernel_times(
+            [
+                WholeNetwork(network.kernels, network.sources, whole_ms, noise)
+                for network, (whole_ms, noise) in zip(networks, latencies, strict=True)
+            ],
+            quick=quick,
+        )
 
 
 def _kernel_times(network: CardNetwork) -> list[float]:

@@ -22,6 +22,7 @@ HEAVY = (
     "onnxruntime",
     "onnx",
     "tensorrt",
+    "openvino",
     "pycuda",
     "sklearn",
     "scipy",

@@ -10,6 +10,7 @@ import click
 from autospace.cli.common import FILE, OUTPUT, Session, common_options, shape_option
 
 if TYPE_CHECKING:
+    from autospace.steps import Benchmark, Comparison
     from devices.measurement import Measurement
 
 __all__ = ["command"]
@@ -17,7 +18,16 @@ __all__ = ["command"]
 
 @click.command("benchmark")
 @click.argument("models", type=FILE, nargs=-1, required=True, metavar="MODEL.onnx...")
-@click.option("--device", type=FILE, required=True, metavar="CARD", help="The device card.")
+@click.option("--device", type=FILE, metavar="CARD", help="The device card; or --runtime.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="NAME",
+    help="A runtime, without a card; may be repeated. See 'devices'.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), default=None, help="With --runtime.  [1]")
+@click.option("--batch", type=click.IntRange(1, 4096), default=None, help="Images in a run.  [1]")
 @click.option("--allow-mismatch", is_flag=True, help="Use a card of another runtime version.")
 @shape_option
 @click.option("--visits", type=click.IntRange(4, 1000), default=16, show_default=True)
@@ -38,7 +48,10 @@ __all__ = ["command"]
 def command(
     session: Session,
     models: tuple[Path, ...],
-    device: Path,
+    device: Path | None,
+    runtimes: tuple[str, ...],
+    threads: int | None,
+    batch: int | None,
     allow_mismatch: bool,
     shapes: tuple[str, ...],
     visits: int,
@@ -46,62 +59,121 @@ def command(
     statistic: str,
     output: Path,
 ) -> None:
-    """Measure ONNX models here, predicted against measured.
+    """Measure ONNX models here: predicted against measured, or in several runtimes.
 
     Models are visited in turn, in random order, with a sentinel network timed before and after
-    each visit; raw samples go into the result file.
+    each visit; raw samples go into the result file. With --runtime there is no card and nothing is
+    predicted; loading, the first run, sustained throughput and memory are measured as well.
 
     \b
-    Example:
+    Examples:
       autospace benchmark model.onnx --device cpu.card --latency 5ms
+      autospace benchmark a.onnx b.onnx --runtime onnxruntime --runtime openvino
     """
     from autospace import steps as step
     from autospace.files import check_writable
     from autospace.quantities import parse_latency_ms, parse_shapes
-    from devices.errors import BudgetError
+    from devices.errors import BudgetError, UsageError
     from devices.preemption import busy_warning
+    from devices.runtimes.base import RuntimeSettings
 
     limit_ms = parse_latency_ms(latency) if latency is not None else None
     sizes = parse_shapes(shapes)
+    if (device is None) == (not runtimes):
+        raise UsageError("benchmark: give either --device CARD or --runtime NAME")
+    if device is not None and (threads or batch):
+        raise UsageError("benchmark: --threads and --batch are the card's; leave them out")
     check_writable(output)
-    opened = step.open_device(device, allow_mismatch=allow_mismatch)
-    for warning in opened.warnings:
-        session.note(f"warning: {warning}")
-    with session.progress("measuring") as progress:
-        result = step.benchmark(
-            models, opened, shapes=sizes, visits=visits, seed=session.seed, progress=progress
-        )
+    found: dict[str, Measurement]
+    result: step.Benchmark | step.Comparison
+    if device is not None:
+        opened = step.open_device(device, allow_mismatch=allow_mismatch)
+        for warning in opened.warnings:
+            session.note(f"warning: {warning}")
+        with session.progress("measuring") as progress:
+            result = step.benchmark(
+                models, opened, shapes=sizes, visits=visits, seed=session.seed, progress=progress
+            )
+        found = {model.name: model.measured for model in result.models}
+    else:
+        settings = RuntimeSettings(threads=threads or 1, batch=batch or 1)
+        with session.progress("measuring") as progress:
+            result = step.compare(
+                models, runtimes, settings,
+                shapes=sizes, visits=visits, seed=session.seed, progress=progress,
+            )  # fmt: skip
+        found = {f"{row.model} in {row.runtime}": row.measured for row in result.rows}
     result.save(output)
-    busiest = max((model.measured.preempted for model in result.models), default=0.0)
+    busiest = max((measured.preempted for measured in found.values()), default=0.0)
     if (busy := busy_warning(busiest)) is not None:
         session.note(f"warning: {busy}")
-    session.say(f"on {result.device}; latency is that of the undisturbed device, in ms")
-    session.table(
-        ("model", "latency", "90 % interval", "p50", "p90", "p99", "predicted", "error"),
-        [
-            (
-                model.name,
-                f"{model.measured.latency_ms:.4g}",
-                f"{model.measured.low_ms:.4g} – {model.measured.high_ms:.4g}",
-                f"{model.measured.p50_ms:.4g}",
-                f"{model.measured.p90_ms:.4g}",
-                f"{model.measured.p99_ms:.4g}",
-                f"{model.predicted.latency_ms:.4g}",
-                f"{model.error:+.1%}",
-            )
-            for model in result.models
-        ],
-    )
+    if isinstance(result, step.Comparison):
+        _show_comparison(session, result)
+    else:
+        _show_predicted(session, result)
     session.say(f"written: {output}")
     session.result(result.to_json())
     if limit_ms is not None:
-        bounds = {model.name: _bound_ms(model.measured, statistic) for model in result.models}
+        bounds = {name: _bound_ms(measured, statistic) for name, measured in found.items()}
         worst = max(bounds, key=lambda name: bounds[name])
         if bounds[worst] > limit_ms:
             raise BudgetError(
                 f"{worst}: 95 % bound of {statistic} {bounds[worst]:.4g} ms, above the limit "
                 f"{latency}"
             )
+
+
+def _show_predicted(session: Session, result: Benchmark) -> None:
+    session.say(f"on {result.device}; latency is that of the undisturbed device, in ms")
+    session.table(
+        ("model", *_LATENCY_COLUMNS, "predicted", "error"),
+        [
+            (
+                model.name,
+                *_latency_cells(model.measured),
+                f"{model.predicted.latency_ms:.4g}",
+                f"{model.error:+.1%}",
+            )
+            for model in result.models
+        ],
+    )
+
+
+def _show_comparison(session: Session, result: Comparison) -> None:
+    settings = result.settings
+    threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
+    session.say(
+        f"{threads}, {settings.precision}, batch {settings.batch}; latency is that of the "
+        "undisturbed device, times in ms, memory with the runtime's own code"
+    )
+    session.table(
+        ("model", "runtime", *_LATENCY_COLUMNS, "load", "first run", "images/s", "memory"),
+        [
+            (
+                row.model,
+                f"{row.runtime} {row.measured.runtime_version}",
+                *_latency_cells(row.measured),
+                f"{row.load_ms:.4g}",
+                f"{row.first_ms:.4g}",
+                f"{row.images_per_s:.4g}",
+                "–" if row.memory_mb is None else f"{row.memory_mb:.0f} MB",
+            )
+            for row in result.rows
+        ],
+    )
+
+
+_LATENCY_COLUMNS = ("latency", "90 % interval", "p50", "p90", "p99")
+
+
+def _latency_cells(measured: Measurement) -> tuple[str, ...]:
+    return (
+        f"{measured.latency_ms:.4g}",
+        f"{measured.low_ms:.4g} – {measured.high_ms:.4g}",
+        f"{measured.p50_ms:.4g}",
+        f"{measured.p90_ms:.4g}",
+        f"{measured.p99_ms:.4g}",
+    )
 
 
 def _bound_ms(measured: Measurement, statistic: str) -> float:

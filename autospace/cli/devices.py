@@ -14,7 +14,10 @@ __all__ = ["command"]
 @click.command("devices")
 @common_options
 def command(session: Session) -> None:
-    """Runtimes that work here, with version; those that do not, with the reason.
+    """Runtimes that work here, with version; those that do not, with what is missing.
+
+    "threads" says whether their number can be chosen, "per-op times" whether the runtime times
+    single operations: where it does not, a device card works them out from whole networks.
 
     \b
     Example:
@@ -29,12 +32,15 @@ def command(session: Session) -> None:
             "yes" if status.usable else "no",
             status.version or "–",
             ", ".join(status.precisions) or "–",
+            "yes" if status.sets_threads else "no",
             "yes" if status.per_op_times else "no",
             "" if status.usable else _reason(status.reason, status.install),
         )
         for status in statuses
     ]
-    session.table(("runtime", "usable", "version", "precision", "per-op times", "reason"), rows)
+    session.table(
+        ("runtime", "usable", "version", "precision", "threads", "per-op times", "missing"), rows
+    )
     session.result({"runtimes": [asdict(status) for status in statuses]})
 
 

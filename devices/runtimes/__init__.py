@@ -29,11 +29,11 @@ __all__ = [
 
 _REGISTRY = {
     "onnxruntime": "devices.runtimes.onnxruntime:OnnxRuntime",
-    "openvino": "devices.runtimes.planned:OpenVino",
-    "executorch": "devices.runtimes.planned:ExecuTorch",
-    "litert": "devices.runtimes.planned:LiteRt",
-    "ncnn": "devices.runtimes.planned:Ncnn",
-    "tensorrt": "devices.runtimes.planned:TensorRt",
+    "openvino": "devices.runtimes.openvino:OpenVino",
+    "executorch": "devices.runtimes.executorch:ExecuTorch",
+    "litert": "devices.runtimes.litert:LiteRt",
+    "ncnn": "devices.runtimes.ncnn:Ncnn",
+    "tensorrt": "devices.runtimes.tensorrt:TensorRt",
     "simulated": "devices.runtimes.simulated:SimulatedRuntime",
 }
 

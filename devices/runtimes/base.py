@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -96,9 +96,11 @@ class RuntimeStatus:
         reason: why it is not usable, or None.
         install: the command that would install it, or None where there is none.
         precisions: of `PRECISIONS`, those that it runs.
-        per_op_times: whether it reports the time of each operation.
+        per_op_times: whether it reports the time of each operation; if so, it also tells what is
+            executed (`CompiledGraph.executed`).
         source: what it converts from.
         simulated: whether its times are computed instead of measured.
+        sets_threads: whether the number of threads can be chosen.
     """
 
     name: str
@@ -110,6 +112,7 @@ class RuntimeStatus:
     per_op_times: bool
     source: Literal["onnx", "torch"]
     simulated: bool = False
+    sets_threads: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The status as a JSON object."""
@@ -126,6 +129,10 @@ class CompiledGraph:
         data: the compiled graph in the runtime's own format (for ONNX Runtime: ONNX).
         inputs: name, shape and numpy type name of each input.
         outputs: names of the outputs.
+        executed: what is executed, as ONNX: a node for each operation that is timed, named as
+            `CompiledModel.profile` names it, over tensors of the original's names where they have
+            the original's values; see docs/adr/0015-runtimes-that-say-less.md. None where the
+            runtime does not tell.
     """
 
     runtime: str
@@ -133,6 +140,7 @@ class CompiledGraph:
     data: bytes
     inputs: tuple[tuple[str, tuple[int, ...], str], ...]
     outputs: tuple[str, ...]
+    executed: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,9 @@ from devices.runtimes.base import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import onnx
 
-__all__ = ["OnnxRuntime", "OnnxRuntimeModel"]
+__all__ = ["OnnxRuntime", "OnnxRuntimeModel", "plainly_fused"]
 
 _PROVIDERS = ("CPUExecutionProvider",)
 _PROFILE_WARM_UP = 3
@@ -95,23 +96,15 @@ class OnnxRuntime(Runtime):
             UnavailableError: the package or the precision is not available.
         """
         status = self.require(settings)
-        ort = _import()
         proto = name_nodes(fix_shapes(parse_onnx(model), settings.batch))
-        with tempfile.TemporaryDirectory(prefix="autospace-ort-") as folder:
-            target = Path(folder) / "optimised.onnx"
-            options = _options(settings)
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-            options.optimized_model_filepath = str(target)
-            session = _session(to_bytes(proto), options)
-            outputs = tuple(value.name for value in session.get_outputs())
-            del session
-            data = _with_unique_names(target.read_bytes())
+        data, outputs = _optimised(proto, settings, "ORT_ENABLE_ALL")
         return CompiledGraph(
             runtime=self.name,
             version=status.version or "",
             data=data,
             inputs=input_specs(proto),
             outputs=outputs,
+            executed=data,
         )
 
     def load(
@@ -216,6 +209,42 @@ class OnnxRuntimeModel(CompiledModel):
         if self._session is None:
             raise UnavailableError("model: already closed; load it again.")
         return self._session
+
+
+def plainly_fused(model: bytes, batch: int = 1) -> bytes:
+    """A model with what every runtime fuses, fused: for runtimes that do not tell what they run.
+
+    Constants are folded, batch norms are in their convolutions, and activations and written-out
+    GELUs and layer norms are one node each or part of the convolution in front; residual adds and
+    layouts, on which runtimes differ, are left as they are. (ONNX Runtime's "extended" level.)
+
+    Args:
+        model: a serialised ONNX model.
+        batch: what a symbolic batch dimension is set to.
+
+    Returns:
+        A serialised ONNX model.
+
+    Raises:
+        InvalidInputError: the model is unreadable, has dynamic dimensions, or is refused.
+    """
+    proto = name_nodes(fix_shapes(parse_onnx(model), batch))
+    return _optimised(proto, RuntimeSettings(batch=batch), "ORT_ENABLE_EXTENDED")[0]
+
+
+def _optimised(
+    proto: onnx.ModelProto, settings: RuntimeSettings, level: str
+) -> tuple[bytes, tuple[str, ...]]:
+    """The graph that the runtime writes at a level of optimisation, and its outputs' names."""
+    with tempfile.TemporaryDirectory(prefix="autospace-ort-") as folder:
+        target = Path(folder) / "optimised.onnx"
+        options = _options(settings)
+        options.graph_optimization_level = getattr(_import().GraphOptimizationLevel, level)
+        options.optimized_model_filepath = str(target)
+        session = _session(to_bytes(proto), options)
+        outputs = tuple(value.name for value in session.get_outputs())
+        del session
+        return _with_unique_names(target.read_bytes()), outputs
 
 
 def _import() -> Any:

@@ -55,14 +55,16 @@ class SimulatedRuntime(Runtime):
     Args:
         noise: standard deviation of the logarithm of a run's time; 0 for none.
         seed: of the noise, which depends on the model and on nothing else.
+        per_op_times: whether to be a runtime that tells the times of single nodes.
     """
 
     name: ClassVar[str] = "simulated"
     simulated: ClassVar[bool] = True
 
-    def __init__(self, noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, noise: float = 0.0, seed: int = 0, per_op_times: bool = True) -> None:
         self.noise = noise
         self.seed = seed
+        self.per_op_times = per_op_times
 
     def status(self) -> RuntimeStatus:
         """Always usable."""
@@ -73,7 +75,7 @@ class SimulatedRuntime(Runtime):
             reason=None,
             install=None,
             precisions=("fp32",),
-            per_op_times=True,
+            per_op_times=self.per_op_times,
             source=self.source,
             simulated=True,
         )
@@ -92,12 +94,14 @@ class SimulatedRuntime(Runtime):
             proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
             raise InvalidInputError(f"model: its shapes are wrong ({one_line(error)}).") from error
+        data = proto.SerializeToString(deterministic=True)
         return CompiledGraph(
             runtime=self.name,
             version=VERSION,
-            data=proto.SerializeToString(deterministic=True),
+            data=data,
             inputs=input_specs(proto),
             outputs=tuple(value.name for value in proto.graph.output),
+            executed=data if self.per_op_times else None,
         )
 
     def load(
@@ -105,14 +109,19 @@ class SimulatedRuntime(Runtime):
     ) -> SimulatedModel:
         """Reads the nodes' times off the graph."""
         self.check_compiled(compiled)
-        return SimulatedModel(compiled, settings, self.noise, self.seed)
+        return SimulatedModel(compiled, settings, self.noise, self.seed, self.per_op_times)
 
 
 class SimulatedModel(CompiledModel):
     """A graph with its computed times."""
 
     def __init__(
-        self, compiled: CompiledGraph, settings: RuntimeSettings, noise: float, seed: int
+        self,
+        compiled: CompiledGraph,
+        settings: RuntimeSettings,
+        noise: float,
+        seed: int,
+        per_op_times: bool = True,
     ) -> None:
         """Computes the time of each node.
 
@@ -121,6 +130,7 @@ class SimulatedModel(CompiledModel):
             settings: threads count; the peak rate grows with them.
             noise: standard deviation of the logarithm of a run's time.
             seed: of the noise.
+            per_op_times: whether to tell them.
         """
         import numpy as np
 
@@ -128,6 +138,7 @@ class SimulatedModel(CompiledModel):
         self._proto = parse_onnx(compiled.data)
         self._node_ms = _node_times_ms(self._proto, settings.threads)
         self._noise = noise
+        self._per_op_times = per_op_times
         digest = hashlib.sha256(compiled.data).digest()
         self._rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
 
@@ -140,6 +151,8 @@ class SimulatedModel(CompiledModel):
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Computed times of each node; see the base class."""
         self._check_open()
+        if not self._per_op_times:
+            raise UnavailableError("runtime 'simulated': tells no times of single operations here.")
         factors = self._factors(count)
         return {
             name: NodeTiming(op, tuple(ms * factor for factor in factors))

@@ -10,12 +10,28 @@ from pathlib import Path
 
 import onnx
 import pytest
+from choosy_runtime import ContainedChoosy
 
 from devices.errors import InvalidInputError, UnavailableError, UsageError
-from devices.runtimes import RuntimeSettings
+from devices.runtimes import CompiledGraph, RuntimeSettings
+from devices.runtimes.simulated import SimulatedRuntime
 from latency import DeviceCard, profile_device
 from latency.measure import Visitor
 from latency.probes import ANCHORS
+
+
+class Refusing(SimulatedRuntime):
+    """Simulated; refuses networks with an operation, as real runtimes do."""
+
+    def __init__(self, op: bytes) -> None:
+        super().__init__()
+        self.op = op
+
+    def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
+        if self.op in model:
+            raise InvalidInputError(f"model: {self.op.decode()} is not known.")
+        return super().compile(model, settings)
+
 
 PLAN = {"runtime": "simulated", "rounds": 2, "probes": 3}
 
@@ -237,3 +253,38 @@ class TestKilled:
         assert card.complete and [len(n.visits) for n in card.networks] == [40] * (3 + len(ANCHORS))
         assert rows(path)[: len(kept)] == kept
         assert sorted(os.listdir(tmp_path)) == ["k.card"]
+
+
+class TestRefusals:
+    def test_other_probes_are_drawn_for_those_that_a_runtime_refuses(self, tmp_path: Path) -> None:
+        card = profile_device(
+            tmp_path / "r.card", runtime=Refusing(b"HardSigmoid"), rounds=1, probes=24
+        )
+        refused = card.summary()["refused"]
+        assert refused and all("HardSigmoid is not known" in line for line in refused)
+        assert card.summary()["networks"]["probe"] == 24
+        assert not any("HardSigmoid" in k.op for n in card.networks for k in n.kernels)
+
+    def test_a_runtime_that_refuses_everything_is_believed(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="is not known"):
+            profile_device(tmp_path / "r.card", runtime=Refusing(b"Conv"), rounds=1, probes=1)
+
+    def test_probes_that_take_their_process_with_them_are_left_out(self, tmp_path: Path) -> None:
+        path, said = tmp_path / "choosy.card", []
+        card = profile_device(
+            path,
+            runtime=ContainedChoosy(),
+            rounds=2,
+            probes=14,
+            progress=lambda share, text: said.append(text),
+        )
+        assert card.complete
+        left_out = {line.split()[2].rstrip(":") for line in said if line.startswith("left out")}
+        refused = card.summary()["refused"]
+        assert left_out and all(any(name in line for line in refused) for name in left_out)
+        assert any("no operation Softmax" in line for line in refused)
+        assert any("crashed while loading (SIGABRT" in line for line in refused)
+        visited = {network.name for network in card.networks if network.visits}
+        assert not visited & left_out
+        assert sum(name.startswith("probe-") for name in visited) == 14 - len(left_out)
+        assert profile_device(path, runtime=ContainedChoosy(), rounds=2, probes=14).complete

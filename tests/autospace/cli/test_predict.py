@@ -367,3 +367,25 @@ def test_functions_name_the_model_too(folder: Path) -> None:
     shapes = {"input": (1, 3, 8, 8)}
     fixed = predict(folder / "fixed.onnx", folder / "card")
     assert predict(folder / "dynamic.onnx", folder / "card", shapes=shapes) == fixed
+
+
+def test_benchmark_in_two_runtimes_without_a_card(call: Call, folder: Path) -> None:
+    code, output, _ = call(
+        "benchmark", "fixed.onnx", "--runtime", "onnxruntime", "--runtime", "openvino",
+        "--visits", "4", "--batch", "1", "--threads", "1",
+    )  # fmt: skip
+    assert code == 0
+    assert "images/s" in output and "first run" in output
+    found = json.loads((folder / "benchmark.json").read_text())
+    assert [row["runtime"] for row in found["models"]] == ["onnxruntime", "openvino"]
+    assert found["settings"] == {"threads": 1, "precision": "fp32", "batch": 1}
+    for row in found["models"]:
+        assert len(row["measured"]["visits"]) == 4 and row["memory_mb"] > 1
+
+
+def test_benchmark_in_a_runtime_keeps_a_limit(call: Call) -> None:
+    code, _, lines = call(
+        "benchmark", "fixed.onnx", "--runtime", "simulated", "--visits", "4", "--latency", "1us"
+    )
+    assert code == 3
+    assert "fixed.onnx in simulated: 95 % bound" in " ".join(lines)

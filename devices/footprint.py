@@ -1,0 +1,96 @@
+"""How much memory a model needs in a runtime: a process of its own that does nothing else.
+
+Inside a process that has measured other models nobody can say whose memory is whose. So a fresh one
+loads the compiled graph and runs it, and tells by how much it grew: with the runtime's own code,
+the model, and what it works in.
+
+``python -m devices.footprint FOLDER`` is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from devices.errors import AutospaceError
+from devices.runtimes import get_runtime
+from devices.runtimes.base import CompiledGraph, RuntimeSettings
+
+__all__ = ["memory_mb"]
+
+_RUNS = 3
+_LIMIT_S = 120.0
+_GRAPH, _ABOUT = "graph", "about.json"
+
+
+def memory_mb(
+    runtime: str, compiled: CompiledGraph, settings: RuntimeSettings, limit_s: float = _LIMIT_S
+) -> float:
+    """Megabytes (10⁶ bytes) that a process grows by when it loads a model and runs it.
+
+    Args:
+        runtime: its name.
+        compiled: from the runtime's `compile`.
+        settings: as it was compiled with.
+        limit_s: how long that may take.
+
+    Raises:
+        AutospaceError: the process ended without an answer, or took too long.
+    """
+    with tempfile.TemporaryDirectory(prefix="autospace-memory-") as name:
+        folder = Path(name)
+        (folder / _GRAPH).write_bytes(compiled.data)
+        about = {
+            "runtime": runtime,
+            "version": compiled.version,
+            "inputs": compiled.inputs,
+            "outputs": compiled.outputs,
+            "settings": settings.to_json(),
+        }
+        (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        command = [sys.executable, "-m", "devices.footprint", str(folder)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit_s, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise AutospaceError(
+                f"runtime {runtime!r}: did not load and run the model within {limit_s:g} s; try a "
+                "smaller one."
+            ) from error
+    try:
+        return float(json.loads(done.stdout.splitlines()[-1])["memory_mb"])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise AutospaceError(
+            f"runtime {runtime!r}: its process ended with {done.returncode} while it loaded and "
+            "ran the model; the memory that it needs is not known."
+        ) from error
+
+
+def _measured(folder: Path) -> float:
+    """What `memory_mb` gives, in the process of its own."""
+    import numpy as np
+    import psutil
+
+    about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    data = (folder / _GRAPH).read_bytes()
+    inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in about["inputs"])
+    compiled = CompiledGraph(
+        about["runtime"], about["version"], data, inputs, tuple(about["outputs"])
+    )
+    runtime = get_runtime(about["runtime"])
+    np.random.default_rng(0)  # loads what random inputs need
+    process = psutil.Process()
+    before = process.memory_info().rss
+    with runtime.load(compiled, RuntimeSettings.from_json(about["settings"])) as model:
+        model.run(_RUNS)
+        after = process.memory_info().rss
+    return max(after - before, 0) / 1e6
+
+
+if __name__ == "__main__":
+    print(json.dumps({"memory_mb": _measured(Path(sys.argv[1]))}))

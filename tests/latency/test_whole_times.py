@@ -1,0 +1,161 @@
+"""Kernel times worked out from whole networks: on a device whose every kernel is known."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from devices.errors import UnavailableError
+from devices.runtimes import RuntimeSettings
+from devices.runtimes.simulated import RUN_MS, SimulatedRuntime
+from latency import DeviceCard, Predictor, measure_models, profile_device
+from latency.executed import executed_graph, executed_here
+from latency.graph_builder import GraphBuilder
+from latency.kernel import KernelGraph
+from latency.probes import build_probe, sample_probe
+from latency.table import KernelTable
+from latency.whole_times import WholeNetwork, kernel_times
+
+SETTINGS = RuntimeSettings()
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> DeviceCard:
+    """Of a device that computes its times and tells only those of whole networks."""
+    return profile_device(
+        tmp_path_factory.mktemp("whole") / "w.card",
+        runtime=SimulatedRuntime(per_op_times=False),
+        rounds=1,
+        probes=90,
+    )
+
+
+def probes(count: int, seed: int) -> dict[str, onnx.ModelProto]:
+    rng = np.random.default_rng(seed)
+    return {f"p{i}": build_probe(sample_probe(rng, light=True)) for i in range(count)}
+
+
+class TestCard:
+    def test_holds_no_times_of_kernels_and_says_so(self, card: DeviceCard) -> None:
+        assert not card.per_op_times
+        assert card.summary()["per_op_times"] is False
+        assert all(v.kernel_ms.size == 0 for n in card.networks for v in n.visits)
+        again = DeviceCard.open(card.path, samples=False)
+        assert not again.per_op_times
+
+    def test_predicts_networks_that_it_has_not_seen(self, card: DeviceCard) -> None:
+        predictor = Predictor.from_card(card)
+        models = probes(16, seed=77)
+        truth = measure_models(models, runtime=SimulatedRuntime(), visits=1)
+        errors = {
+            name: predictor.predict(model).latency_ms / truth[name].latency_ms - 1
+            for name, model in models.items()
+        }
+        assert np.median(np.abs(list(errors.values()))) < 0.06
+        assert np.quantile(np.abs(list(errors.values())), 0.8) < 0.2
+
+    def test_says_by_networks_left_out_how_well(self, card: DeviceCard) -> None:
+        validation = Predictor.from_card(card).validation
+        assert validation["kernels_timed"] is False
+        assert validation["by_family"] == {}
+        assert 0 < validation["median_error"] < 0.1
+        assert validation["networks"] >= 19
+
+    def test_needs_no_compilation_to_predict(self, card: DeviceCard, monkeypatch) -> None:
+        monkeypatch.setattr(SimulatedRuntime, "compile", lambda *_: pytest.fail("was compiled"))
+        (model,) = probes(1, seed=5).values()
+        found = Predictor.from_card(card).predict(model)
+        assert found.kernels_from == "runtime"
+        assert {k.source for k in found.kernels} <= {"regressed", "roofline"}
+
+    def test_a_timed_card_is_not_worked_out(self, tmp_path: Path) -> None:
+        made = profile_device(tmp_path / "t.card", runtime="simulated", rounds=1, probes=2)
+        assert made.per_op_times
+        assert all(n.left_out_ms is None for n in KernelTable.from_card(made).networks)
+
+
+class TestKernelTimes:
+    def test_networks_add_up(self, card: DeviceCard) -> None:
+        table = KernelTable.from_card(card)
+        off = [network.sum_ms / (network.whole_ms - RUN_MS) - 1 for network in table.networks]
+        assert np.median(np.abs(off)) < 0.05
+
+    def test_finds_what_each_of_two_families_takes(self) -> None:
+        rng = np.random.default_rng(0)
+        settings = RuntimeSettings()
+        runtime = SimulatedRuntime()
+        networks, truths = [], []
+        for model in probes(60, seed=1).values():
+            data = executed_here(model, runtime, settings, per_op_times=True)
+            graph = KernelGraph.from_compiled(model, data)
+            times = [
+                (2e-8 if n.kernel.family == "conv_dense" else 1e-8) * n.kernel.flops + 0.004
+                for n in graph.kernels
+            ]
+            noise = float(rng.lognormal(0, 0.01))
+            networks.append(
+                WholeNetwork(
+                    [n.kernel for n in graph.kernels],
+                    [n.sources for n in graph.kernels],
+                    (sum(times) + 0.05) * noise,
+                    0.01,
+                )
+            )
+            truths.append(times)
+        found = kernel_times(networks)
+        for family in ("conv_dense", "conv_pointwise"):
+            pairs = [
+                (time_ms, truth)
+                for network, own, row in zip(networks, found, truths, strict=True)
+                for kernel, time_ms, truth in zip(network.kernels, own.times_ms, row, strict=True)
+                if kernel.family == family
+            ]
+            ratio = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+            assert ratio == pytest.approx(1, abs=0.05), family
+
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_few_networks_are_enough_to_say_something(self, count: int) -> None:
+        runtime = SimulatedRuntime()
+        networks = []
+        for model in probes(count, seed=3).values():
+            data = executed_here(model, runtime, SETTINGS, per_op_times=True)
+            kernels = KernelGraph.from_compiled(model, data).kernels
+            whole_ms = sum(1e-8 * n.kernel.flops + 0.02 for n in kernels)
+            networks.append(
+                WholeNetwork(
+                    [n.kernel for n in kernels], [n.sources for n in kernels], whole_ms, 0.01
+                )
+            )
+        for own, network in zip(kernel_times(networks), networks, strict=True):
+            assert sum(own.times_ms) == pytest.approx(network.whole_ms, rel=0.3)
+            assert min(own.times_ms) > 0
+            assert own.left_out_ms > 0
+
+    def test_none_are_none(self) -> None:
+        assert kernel_times([]) == ()
+
+
+class TestExecuted:
+    def test_what_every_runtime_fuses_is_fused(self) -> None:
+        builder = GraphBuilder((1, 3, 16, 16), np.random.default_rng(0))
+        x = builder.norm("norm", builder.conv("conv", "input", 8, 3, bias=False))
+        model = builder.finish(builder.conv("last", builder.activation("act", x, "relu"), 8))
+        data = executed_graph(model, None, per_op_times=False)
+        kernels = KernelGraph.from_compiled(model, data).kernels
+        assert [(n.kernel.family, n.kernel.activation) for n in kernels] == [
+            ("conv_dense", "Relu"),
+            ("conv_pointwise", ""),
+        ]
+        assert set(kernels[0].nodes) == {"conv/Conv", "norm/BatchNormalization", "act/Relu"}
+
+    def test_a_runtime_without_times_refuses_to_tell_them(self) -> None:
+        runtime = SimulatedRuntime(per_op_times=False)
+        (model,) = probes(1, seed=9).values()
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        assert compiled.executed is None
+        with (
+            runtime.load(compiled, SETTINGS) as loaded,
+            pytest.raises(UnavailableError, match="no times of single operations"),
+        ):
+            loaded.profile(2)
