@@ -174,7 +174,7 @@ def test_an_interrupted_family_goes_on_and_ends_the_same(
     target = {
         "training": (proxyless.SearchRun, "alpha_step"),
         "α": (family, "_continued"),
-        "verifying": (verify, "accuracy"),
+        "verifying": (verify, "classified_right"),
     }[where]
     plain, calls = getattr(*target), []
 
