@@ -229,9 +229,12 @@ class Runtime(ABC):
         source: what it converts from.
         simulated: whether its times are computed instead of measured; whatever is made with it is
             marked so.
+        python_parts: modules that running needs from Python alone; their memory does not count as
+            the model's.
     """
 
     name: ClassVar[str]
+    python_parts: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[Literal["onnx", "torch"]] = "onnx"
     simulated: ClassVar[bool] = False
 

@@ -45,6 +45,7 @@ class ExecuTorchHere(Runtime):
     """ExecuTorch in this process; `ExecuTorch` is the same in a child."""
 
     name: ClassVar[str] = "executorch"
+    python_parts: ClassVar[tuple[str, ...]] = ("executorch.extension.pybindings.portable_lib",)
     source: ClassVar[Literal["onnx", "torch"]] = "torch"
 
     def status(self) -> RuntimeStatus:

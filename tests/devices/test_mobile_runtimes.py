@@ -149,6 +149,12 @@ def test_a_broken_compiled_graph_is_one_line(runtime, compiled) -> None:
         assert len(loaded.run(1)) == 1
 
 
+def test_memory_is_told_by_a_process_of_its_own(runtime, compiled) -> None:
+    from devices.footprint import memory_mb
+
+    assert 0.1 < memory_mb(runtime.name, compiled, SETTINGS) < 200
+
+
 def test_ncnn_has_no_batch(make) -> None:
     runtime = get_runtime("ncnn")
     if not runtime.status().usable:
