@@ -162,6 +162,8 @@ class _Profiler:
         self.learner = FusionLearner()
         self.learned: set[str] = set()
         self.acquisition: Acquisition | None = None
+        # Probes that took their process with them when they ran.
+        self.given_up: set[str] = set(writer.get("given_up", []))
         self.next_look = 0
         self.elapsed_before_s = float(writer.get("elapsed_s", 0.0))
         self.started = monotonic()
@@ -292,9 +294,11 @@ class _Profiler:
             except InvalidInputError as error:
                 if attempt + 1 == _MOST_DRAWS:
                     raise
-                refused = [*self.writer.get("refused", []), str(error)]
-                self.writer.put(refused=refused)
+                self._note_refusal(error)
         raise AssertionError("unreachable")
+
+    def _note_refusal(self, error: InvalidInputError) -> None:
+        self.writer.put(refused=[*self.writer.get("refused", []), str(error)])
 
     def _draw_probe(self, index: int, attempt: int, born: int) -> _Network:
         import numpy as np
@@ -392,11 +396,20 @@ class _Profiler:
     # -- visits
 
     def _visit(self, number: int, network: _Network) -> None:
-        if (number, network.number) in self.visited:
+        if (number, network.number) in self.visited or network.name in self.given_up:
             return
         compiled = self._compiled(network)
-        with naming(network.name):
-            profiled = self.visitor.visit(compiled, kernels=self.per_op_times)
+        try:
+            with naming(network.name):
+                profiled = self.visitor.visit(compiled, kernels=self.per_op_times)
+        except InvalidInputError as error:
+            if network.kind != "probe":
+                raise
+            self.given_up.add(network.name)
+            self.writer.put(given_up=sorted(self.given_up))
+            self._note_refusal(error)
+            self.progress(self._share(number), f"left out {network.name}: {error}")
+            return
         times = by_position(profiled, self.orders[network.number])
         elapsed_s = self.elapsed_s
         self.writer.add_visit(

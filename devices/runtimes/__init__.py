@@ -30,10 +30,10 @@ __all__ = [
 _REGISTRY = {
     "onnxruntime": "devices.runtimes.onnxruntime:OnnxRuntime",
     "openvino": "devices.runtimes.openvino:OpenVino",
-    "executorch": "devices.runtimes.planned:ExecuTorch",
-    "litert": "devices.runtimes.planned:LiteRt",
-    "ncnn": "devices.runtimes.planned:Ncnn",
-    "tensorrt": "devices.runtimes.planned:TensorRt",
+    "executorch": "devices.runtimes.executorch:ExecuTorch",
+    "litert": "devices.runtimes.litert:LiteRt",
+    "ncnn": "devices.runtimes.ncnn:Ncnn",
+    "tensorrt": "devices.runtimes.tensorrt:TensorRt",
     "simulated": "devices.runtimes.simulated:SimulatedRuntime",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from choosy_runtime import ContainedChoosy
 
 from devices.errors import InvalidInputError, UnavailableError, UsageError
 from devices.runtimes import CompiledGraph, RuntimeSettings
@@ -267,3 +268,23 @@ class TestRefusals:
     def test_a_runtime_that_refuses_everything_is_believed(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="is not known"):
             profile_device(tmp_path / "r.card", runtime=Refusing(b"Conv"), rounds=1, probes=1)
+
+    def test_probes_that_take_their_process_with_them_are_left_out(self, tmp_path: Path) -> None:
+        path, said = tmp_path / "choosy.card", []
+        card = profile_device(
+            path,
+            runtime=ContainedChoosy(),
+            rounds=2,
+            probes=14,
+            progress=lambda share, text: said.append(text),
+        )
+        assert card.complete
+        left_out = {line.split()[2].rstrip(":") for line in said if line.startswith("left out")}
+        refused = card.summary()["refused"]
+        assert left_out and all(any(name in line for line in refused) for name in left_out)
+        assert any("no operation Softmax" in line for line in refused)
+        assert any("crashed while loading (SIGABRT" in line for line in refused)
+        visited = {network.name for network in card.networks if network.visits}
+        assert not visited & left_out
+        assert sum(name.startswith("probe-") for name in visited) == 14 - len(left_out)
+        assert profile_device(path, runtime=ContainedChoosy(), rounds=2, probes=14).complete

@@ -1,0 +1,310 @@
+"""ncnn, Tencent's phone runtime, on this machine's processor.
+
+pnnx turns ONNX into ncnn's two files, a text of layers and the weights, with its fusions done; that
+pair is the compiled graph. ncnn picks kernels and packs weights when it loads them. It tells no
+times of single layers from Python. There is no batch in its tensors: one image is one run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from devices.contained import COMPILE_LIMIT_S, ContainedRuntime
+from devices.errors import InvalidInputError, UnavailableError
+from devices.onnx_files import (
+    fix_shapes,
+    input_specs,
+    one_line,
+    parse_onnx,
+    random_inputs,
+    to_bytes,
+)
+from devices.preemption import chosen, timed_runs
+from devices.runtimes.base import (
+    NOT_INSTALLED,
+    CompiledGraph,
+    CompiledModel,
+    NodeTiming,
+    Runtime,
+    RuntimeSettings,
+    RuntimeStatus,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["Ncnn", "NcnnHere", "NcnnModel"]
+
+_HEAD = struct.Struct("<Q")
+"""Bytes of the layers' text; the weights follow it."""
+_FOREIGN = re.compile(r"[.:]")
+"""What only names of layers that are not ncnn's own have."""
+_SHORT_TYPES = {"float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32"}
+
+
+class NcnnHere(Runtime):
+    """ncnn in this process; `Ncnn` is the same in a child."""
+
+    name: ClassVar[str] = "ncnn"
+
+    def status(self) -> RuntimeStatus:
+        """Usable when both packages are installed; importing them is left for later."""
+        versions = {}
+        for package in ("ncnn", "pnnx"):
+            try:
+                versions[package] = package_version(package)
+            except PackageNotFoundError:
+                versions[package] = ""
+        usable = all(versions.values())
+        return RuntimeStatus(
+            name=self.name,
+            usable=usable,
+            version=versions["ncnn"] if usable else None,
+            reason=None if usable else NOT_INSTALLED,
+            install=None if usable else "pip install 'autospace[ncnn]'",
+            precisions=("fp32",),
+            per_op_times=False,
+            source=self.source,
+        )
+
+    def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
+        """Converts with pnnx.
+
+        Raises:
+            InvalidInputError: the model is unreadable, has dynamic dimensions, or is refused.
+            UnavailableError: the package, the precision or the batch is not available.
+        """
+        status = self.require(settings)
+        if settings.batch != 1:
+            raise UnavailableError(
+                f"batch {settings.batch}: runtime 'ncnn' runs one image at a time; take batch 1."
+            )
+        proto = fix_shapes(parse_onnx(model), settings.batch)
+        inputs = input_specs(proto)
+        nodes = {node.op_type: node.name or node.output[0] for node in proto.graph.node[::-1]}
+        layers, weights = _converted(to_bytes(proto), inputs, nodes)
+        return CompiledGraph(
+            runtime=self.name,
+            version=status.version or "",
+            data=_HEAD.pack(len(layers)) + layers + weights,
+            inputs=inputs,
+            outputs=tuple(value.name for value in proto.graph.output),
+        )
+
+    def load(
+        self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
+    ) -> NcnnModel:
+        """Loads the converted network.
+
+        Raises:
+            InvalidInputError: the graph is another runtime's, or is refused.
+            UnavailableError: the package is not installed.
+        """
+        self.require(settings)
+        self.check_compiled(compiled)
+        return NcnnModel(compiled, settings)
+
+
+class Ncnn(ContainedRuntime):
+    """ncnn in a child process: its loader and pnnx crash on what they do not expect."""
+
+    name: ClassVar[str] = "ncnn"
+    inner: ClassVar[str] = "devices.runtimes.ncnn:NcnnHere"
+
+    def status(self) -> RuntimeStatus:
+        """See `NcnnHere.status`."""
+        return NcnnHere().status()
+
+
+class NcnnModel(CompiledModel):
+    """One loaded network."""
+
+    def __init__(self, compiled: CompiledGraph, settings: RuntimeSettings) -> None:
+        """Loads it.
+
+        Args:
+            compiled: from `NcnnHere.compile`.
+            settings: threads, precision, batch.
+
+        Raises:
+            InvalidInputError: ncnn refuses the network.
+        """
+        import ncnn
+
+        self._compiled = compiled
+        self._threads = settings.threads
+        # Memory is kept from run to run, as programs for phones do.
+        self._allocators = (ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator())
+        self._net: Any = ncnn.Net()
+        option = self._net.opt
+        option.num_threads = settings.threads
+        option.blob_allocator, option.workspace_allocator = self._allocators
+        option.use_vulkan_compute = False
+        for name in dir(option):
+            if name.startswith(("use_fp16_", "use_bf16_", "use_int8_")):
+                setattr(option, name, False)
+        length = _HEAD.unpack_from(compiled.data)[0]
+        layers = compiled.data[_HEAD.size : _HEAD.size + length]
+        with tempfile.TemporaryDirectory(prefix="autospace-ncnn-") as folder:
+            parts = {"model.param": layers, "model.bin": compiled.data[_HEAD.size + length :]}
+            for name, content in parts.items():
+                Path(folder, name).write_bytes(content)
+            failed = self._net.load_param(str(Path(folder, "model.param"))) or self._net.load_model(
+                str(Path(folder, "model.bin"))
+            )
+        if failed:
+            self.close()
+            raise InvalidInputError("model: ncnn refused the converted network; use another one.")
+        self._feed = self._mats(random_inputs(compiled.inputs))
+
+    def run(self, count: int) -> list[float]:
+        """Times `count` runs; see the base class."""
+        self._open()
+        runs = timed_runs(lambda: self._outputs(self._feed), count, self._threads)
+        kept = [runs[place] for place in chosen(runs, count)]
+        self.preempted += sum(run.preempted for run in kept)
+        return [run.latency_ms for run in kept]
+
+    def profile(self, count: int) -> dict[str, NodeTiming]:
+        """Refuses: ncnn tells no times of single layers from Python.
+
+        Raises:
+            UnavailableError: always.
+        """
+        raise UnavailableError(
+            "runtime 'ncnn': has no times of single operations; time whole runs."
+        )
+
+    def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
+        """Runs once; see the base class."""
+        import numpy as np
+
+        self._open()
+        found = self._outputs(self._mats(inputs))
+        return [np.array(mat)[None] for mat in found]
+
+    def close(self) -> None:
+        """Frees the network."""
+        if self._net is not None:
+            self._feed = []
+            self._net.clear()
+            self._net = None
+
+    def _outputs(self, feed: list[Any]) -> list[Any]:
+        extractor = self._net.create_extractor()
+        for place, mat in enumerate(feed):
+            extractor.input(f"in{place}", mat)
+        outputs = []
+        for place in range(len(self._compiled.outputs)):
+            failed, mat = extractor.extract(f"out{place}")
+            if failed:
+                raise InvalidInputError(
+                    f"model: ncnn failed to run it (code {failed}); use another runtime."
+                )
+            outputs.append(mat)
+        return outputs
+
+    def _mats(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[Any]:
+        """The inputs as ncnn's tensors, which have no batch."""
+        import ncnn
+        import numpy as np
+
+        mats = []
+        for name, shape, dtype in self._compiled.inputs:
+            array = inputs.get(name)
+            if array is None or array.shape != shape or array.dtype.name != dtype:
+                given = "missing" if array is None else f"{array.dtype.name} {array.shape}"
+                raise InvalidInputError(
+                    f"inputs {sorted(inputs)}: {name!r} is {given}; give {dtype} {shape}."
+                )
+            single = array[0] if shape and shape[0] == 1 and len(shape) > 1 else array
+            mats.append(ncnn.Mat(np.ascontiguousarray(single)).clone())
+        return mats
+
+    def _open(self) -> None:
+        if self._net is None:
+            raise UnavailableError("model: already closed; load it again.")
+
+
+def _converted(
+    model: bytes, inputs: tuple[tuple[str, tuple[int, ...], str], ...], nodes: Mapping[str, str]
+) -> tuple[bytes, bytes]:
+    """The text of the layers and the weights, as pnnx writes them.
+
+    Args:
+        model: serialised ONNX.
+        inputs: name, shape and numpy type name of each.
+        nodes: by operation the first node that has it, to name what is refused.
+
+    Raises:
+        InvalidInputError: pnnx refuses the model, or leaves operations that ncnn does not have.
+    """
+    for name, _, dtype in inputs:
+        if dtype not in _SHORT_TYPES:
+            raise InvalidInputError(
+                f"model input {name!r}: pnnx takes no {dtype}; export it with float32."
+            )
+    shapes = ",".join(
+        f"[{','.join(map(str, shape))}]{_SHORT_TYPES[dtype]}" for _, shape, dtype in inputs
+    )
+    with tempfile.TemporaryDirectory(prefix="autospace-ncnn-") as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(model)
+        command = [str(_pnnx()), str(path), f"inputshape={shapes}", "fp16=0"]
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMPILE_LIMIT_S,
+        )
+        layers, weights = Path(folder, "model.ncnn.param"), Path(folder, "model.ncnn.bin")
+        if done.returncode or not layers.is_file() or not weights.is_file():
+            raise InvalidInputError(f"model: pnnx refused ({_said(done)}); use another runtime.")
+        text = layers.read_bytes()
+        missing = {line.split()[-1] for line in _lines(done) if line.startswith("todo ")}
+        for line in text.decode(errors="replace").splitlines()[2:]:
+            kind, name = (*line.split(), "", "")[:2]
+            if _FOREIGN.search(kind) or kind in missing:
+                raise InvalidInputError(
+                    f"model node {nodes.get(kind, name)!r}: ncnn has no operation {kind}; export "
+                    "the model without it, or use another runtime."
+                )
+        return text, weights.read_bytes()
+
+
+def _pnnx() -> Path:
+    """The converter's program; its package is not imported, for that would import torch."""
+    spec = find_spec("pnnx")
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    for place in places:
+        for name in ("pnnx", "pnnx.exe"):
+            if Path(place, name).is_file():
+                return Path(place, name)
+    raise UnavailableError("runtime 'ncnn': pnnx has no program; install the package again.")
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+    if done.returncode < 0:
+        return f"it crashed with signal {-done.returncode}"
+    lines = _lines(done)
+    wrong = [line for line in lines if re.search("not|error|fail|unsupported", line, re.I)]
+    last = (wrong or lines or ["no reason given"])[-1]
+    return one_line(ValueError(last), 120)
+
+
+def _lines(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    text = (done.stderr + done.stdout).decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()]

@@ -1,0 +1,158 @@
+"""ncnn, ExecuTorch and LiteRT, each with real converted networks of the mobile space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from autospace.evolution import random_cell
+from autospace.genotype import Block, MBConv, Zero
+from autospace.onnx_export import onnx_for_cost
+from autospace.skeleton import find_skeleton
+from autospace.space import Architecture
+from devices.contained import ContainedRuntime
+from devices.errors import InvalidInputError, UnavailableError
+from devices.onnx_files import random_inputs
+from devices.runtimes import get_runtime
+from devices.runtimes.base import CompiledGraph, RuntimeSettings
+
+NAMES = ("ncnn", "executorch", "litert")
+SETTINGS = RuntimeSettings()
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def runtime(request) -> Iterator[ContainedRuntime]:
+    made = get_runtime(request.param)
+    status = made.status()
+    if not status.usable:
+        pytest.skip(f"{request.param} is {status.reason}: {status.install}")
+    assert isinstance(made, ContainedRuntime)
+    yield made
+    made.close()
+
+
+def network(seed: int) -> onnx.ModelProto:
+    """A network of the mobile space at 64 pixels: cells, inverted bottlenecks, skipped blocks."""
+    random = np.random.default_rng(seed)
+    skeleton = replace(find_skeleton("mobile"), resolution=64)
+    blocks: list[Block] = []
+    for place, shape in enumerate(skeleton.blocks):
+        if place % 3 == 2 and shape.has_shortcut:
+            blocks.append(Zero())
+        elif place % 2:
+            blocks.append(MBConv(int(random.choice((3, 5, 7))), int(random.choice((3, 6)))))
+        else:
+            blocks.append(random_cell(random).fused())
+    return onnx_for_cost(Architecture(skeleton, tuple(blocks)))
+
+
+@pytest.fixture(scope="module")
+def compiled(runtime, make) -> CompiledGraph:
+    return runtime.compile(make().SerializeToString(), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def make():
+    from conftest import small_model
+
+    return small_model
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_networks_of_the_space_compute_the_same(runtime, seed: int) -> None:
+    data = network(seed).SerializeToString()
+    reference = get_runtime("onnxruntime")
+    made = runtime.compile(data, SETTINGS)
+    feed = random_inputs(made.inputs, seed=7)
+    with reference.load(reference.compile(data, SETTINGS), SETTINGS) as one:
+        (expected,) = one.infer(feed)
+    with runtime.load(made, SETTINGS) as other:
+        other.run(2)  # leaves nothing behind that changes what comes next
+        (found,) = other.infer(feed)
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    assert float(np.abs(found - expected).max()) <= TOLERANCE * float(np.abs(expected).max())
+
+
+def test_it_is_contained(runtime, compiled) -> None:
+    assert set(runtime._compiling.means) == {"network", "files"}
+
+
+def test_times_are_positive_and_counted(runtime, compiled) -> None:
+    with runtime.load(compiled, SETTINGS) as loaded:
+        times = loaded.run(5)
+    assert len(times) == 5 and min(times) > 0
+
+
+def test_two_threads_compute_the_same(runtime, compiled) -> None:
+    feed = random_inputs(compiled.inputs)
+    outputs = []
+    for threads in (2, 1):
+        settings = RuntimeSettings(threads=threads)
+        with runtime.load(compiled, settings) as loaded:
+            outputs.append(loaded.infer(feed)[0])
+            assert len(loaded.run(3)) == 3
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+
+
+def test_times_of_operations_are_refused(runtime, compiled) -> None:
+    assert not runtime.status().per_op_times
+    with runtime.load(compiled, SETTINGS, profiling=True) as loaded:
+        with pytest.raises(UnavailableError, match="whole runs"):
+            loaded.profile(1)
+
+
+def test_wrong_inputs_are_refused(runtime, compiled) -> None:
+    with runtime.load(compiled, SETTINGS) as loaded:
+        for wrong in ({}, {"x": np.zeros((1, 3, 9, 8), np.float32)}):
+            with pytest.raises(InvalidInputError, match="'x' is"):
+                loaded.infer(wrong)
+    with pytest.raises(UnavailableError, match="closed"):
+        loaded.run(1)
+
+
+def test_an_operation_that_it_lacks_is_named(runtime) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["r"], name="first"),
+            helper.make_node("Det", ["r"], ["y"], name="the_determinant"),
+        ],
+        "odd",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(InvalidInputError, match=r"(?i)det") as caught:
+        runtime.compile(model.SerializeToString(), SETTINGS)
+    assert "node" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_garbage_and_foreign_graphs_are_refused(runtime, compiled) -> None:
+    with pytest.raises(InvalidInputError, match="not a readable ONNX model"):
+        runtime.compile(b"garbage", SETTINGS)
+    with pytest.raises(InvalidInputError, match="compile the model again"):
+        runtime.load(CompiledGraph("other", "0", b"", (), ()), SETTINGS)
+
+
+def test_a_broken_compiled_graph_is_one_line(runtime, compiled) -> None:
+    broken = replace(compiled, data=compiled.data[:8] + bytes(len(compiled.data) - 8))
+    with pytest.raises(InvalidInputError) as caught:
+        with runtime.load(broken, SETTINGS) as loaded:
+            loaded.run(1)
+    assert "\n" not in str(caught.value)
+    with runtime.load(compiled, SETTINGS) as loaded:
+        assert len(loaded.run(1)) == 1
+
+
+def test_ncnn_has_no_batch(make) -> None:
+    runtime = get_runtime("ncnn")
+    if not runtime.status().usable:
+        pytest.skip("ncnn is not installed: pip install 'autospace[ncnn]'")
+    with pytest.raises(UnavailableError, match="batch 2"):
+        runtime.compile(make(2).SerializeToString(), RuntimeSettings(batch=2))
+    runtime.close()
