@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.errors import InvalidInputError, UnavailableError
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-__all__ = ["OpenVino", "OpenVinoModel"]
+__all__ = ["OpenVino", "OpenVinoModel", "open_file", "write_file"]
 
 _DEVICE = "CPU"
 _WARM_UP = 3
@@ -452,3 +453,50 @@ def _tensor_of(port: Any) -> str:
 def _info(op: Any, key: str) -> str:
     found = op.get_rt_info()[key]
     return str(found.astype(str) if hasattr(found, "astype") else found)
+
+
+def write_file(model: bytes, path: Path, *, halved: bool = False) -> None:
+    """Writes a model in OpenVINO's format: the graph to `path`, weights beside it as ``.bin``.
+
+    Args:
+        model: a serialised ONNX model.
+        path: ending in ``.xml``.
+        halved: whether weights are kept in 16 bits.
+
+    Raises:
+        InvalidInputError: OpenVINO refuses the model.
+        UnavailableError: the package is not installed.
+    """
+    OpenVino().require()
+    import openvino
+
+    proto = parse_onnx(model)
+    with _refusals("model", proto):
+        openvino.save_model(_core().read_model(model), path, compress_to_fp16=halved)
+
+
+def open_file(
+    path: Path,
+) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """A file that `write_file` wrote, ready to run in float32 arithmetic.
+
+    Args:
+        path: of the ``.xml`` file.
+
+    Returns:
+        From the first input to the first output.
+
+    Raises:
+        InvalidInputError: OpenVINO cannot read it; or, of what is returned, not run it.
+    """
+    import numpy as np
+
+    with _refusals(str(path)):
+        compiled = _core().compile_model(path, _DEVICE, _options(RuntimeSettings()))
+        request = compiled.create_infer_request()
+
+    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with _refusals(str(path)):
+            return np.array(request.infer({0: images})[0], dtype=np.float32)
+
+    return run
