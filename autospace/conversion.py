@@ -181,11 +181,48 @@ def _openvino_file(model: onnx.ModelProto, path: Path, precision: str) -> Iterat
                 temporary.write_bytes(source.read_bytes())
 
 
+def _compiled_files(name: str) -> Converter:
+    """What writes the files of a runtime that runs what it has compiled, as it stands in them."""
+
+    @contextmanager
+    def write(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[Run]:
+        from devices.runtimes import get_runtime
+        from devices.runtimes.base import RuntimeSettings
+
+        runtime = get_runtime(name)
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        settings = RuntimeSettings(batch=batch, precision=precision)
+        compiled = runtime.compile(model.SerializeToString(), settings)
+        with runtime.load(compiled, settings) as loaded:
+
+            def run(images: Images) -> Images:
+                return np.asarray(loaded.infer({INPUT: images})[0], dtype=np.float32)
+
+            yield run
+        for suffix, content in runtime.files(compiled).items():
+            target = path.with_name(path.name.removesuffix(SUFFIXES[name]) + suffix)
+            with replacing(target) as temporary:
+                temporary.write_bytes(content)
+
+    return write
+
+
 Converter = Callable[["onnx.ModelProto", Path, str], Any]
-CONVERTERS: Mapping[str, Converter] = {"onnx": _onnx_file, "openvino": _openvino_file}
+CONVERTERS: Mapping[str, Converter] = {
+    "onnx": _onnx_file,
+    "openvino": _openvino_file,
+    **{name: _compiled_files(name) for name in ("executorch", "litert", "ncnn", "tensorrt")},
+}
 """Format -> what writes it, a context manager over a function from images to logits."""
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
-HALVING = ("openvino",)
+SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "executorch": ".pte",
+    "litert": ".tflite",
+    "ncnn": ".ncnn.param",
+    "tensorrt": ".engine",
+}
+HALVING = ("openvino", "tensorrt")
 """Formats that take the 32-bit model and lower it to 16 bits themselves."""
 
 

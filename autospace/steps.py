@@ -1024,7 +1024,8 @@ def export(
     files = []
     for kind in formats:
         own = model if precision == "fp16" and kind in HALVING else lowered
-        target = path if kind == "onnx" else path.with_suffix(SUFFIXES[kind])
+        named = kind == "onnx" or path.name.endswith(SUFFIXES[kind])
+        target = path if named else path.with_suffix(SUFFIXES[kind])
         files.append(
             convert(
                 own, kind, target, precision=precision, images=images, expected=expected,

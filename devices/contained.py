@@ -264,6 +264,10 @@ class ContainedRuntime(Runtime):
         self.check_compiled(compiled)
         return ContainedModel(self._running, compiled, settings, profiling, self.run_limit_s)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """See the base class."""
+        return self.here().files(compiled)
+
     def here(self) -> Runtime:
         """The runtime that does the work, in this process; whatever it does is not contained."""
         return served(self.inner)

@@ -10,7 +10,7 @@ from autospace.cli.common import FILE, OUTPUT, Session, common_options
 
 __all__ = ["command"]
 
-_OTHERS = ("tensorrt", "executorch", "litert", "ncnn")
+_FORMATS = ("openvino", "executorch", "litert", "ncnn", "tensorrt")
 
 
 @click.command("export")
@@ -41,13 +41,12 @@ def command(
     session: Session,
     source: Path | None,
     to_onnx: bool,
-    openvino: bool,
     precision: str,
     batch: int,
     data_name: str | None,
     data_root: Path | None,
     output: Path | None,
-    **others: bool,
+    **asked: bool,
 ) -> None:
     """Convert a network and check its outputs against PyTorch.
 
@@ -60,24 +59,21 @@ def command(
     Examples:
       autospace export --onnx
       autospace export checkpoint.safetensors --onnx --openvino -o model.onnx
+      autospace export checkpoint.safetensors --executorch --litert --ncnn
       autospace export checkpoint.safetensors --onnx --precision int8 -o model-int8.onnx
     """
     from autospace import steps as step
     from autospace.conversion import SUFFIXES
     from autospace.pipeline import newest_network
-    from devices.errors import UnavailableError, UsageError
+    from devices.errors import UsageError
     from devices.runtimes import get_runtime
 
-    wanted = [name for name in _OTHERS if others[name]]
-    formats = [name for name, asked in (("onnx", to_onnx), ("openvino", openvino)) if asked]
-    if not formats and not wanted:
+    others = [name for name in _FORMATS if asked[name]]
+    formats = [*(["onnx"] if to_onnx else []), *others]
+    if not formats:
         raise UsageError("export: no format; give --onnx")
-    for name in (*wanted, *(["openvino"] if openvino else [])):
+    for name in others:
         get_runtime(name).require()
-    if wanted:
-        raise UnavailableError(
-            f"export --{wanted[0]}: not supported by this version; export --onnx and convert that"
-        )
     if source is None:
         source, named = newest_network(Path())
         session.note(f"exporting the newest run: {source}")

@@ -275,6 +275,16 @@ class Runtime(ABC):
             UnavailableError: the runtime is not available here.
         """
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """What a program for this runtime ships, from a compiled graph: content by file ending.
+
+        Raises:
+            UnavailableError: the runtime has no files of its own.
+        """
+        raise UnavailableError(
+            f"runtime {self.name!r}: has no files of its own; export the model as ONNX."
+        )
+
     def require(self, settings: RuntimeSettings | None = None) -> RuntimeStatus:
         """The status, when the runtime can be used as asked.
 

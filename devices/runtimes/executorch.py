@@ -101,6 +101,10 @@ class ExecuTorchHere(Runtime):
         self.check_compiled(compiled)
         return ExecuTorchModel(compiled, settings)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """One program file."""
+        return {".pte": compiled.data}
+
 
 class ExecuTorch(ContainedRuntime):
     """ExecuTorch in a child process: a failed check inside it aborts the process."""

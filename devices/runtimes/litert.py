@@ -100,6 +100,10 @@ class LiteRtHere(Runtime):
         self.check_compiled(compiled)
         return LiteRtModel(compiled, settings)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """One model file, whose images have their channels last."""
+        return {".tflite": compiled.data}
+
 
 class LiteRt(ContainedRuntime):
     """LiteRT in a child process: its converter aborts the process on what it cannot do."""

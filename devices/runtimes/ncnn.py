@@ -115,6 +115,11 @@ class NcnnHere(Runtime):
         self.check_compiled(compiled)
         return NcnnModel(compiled, settings)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """The text of the layers, and the weights; input and output are ``in0`` and ``out0``."""
+        layers, weights = _parts(compiled)
+        return {".ncnn.param": layers, ".ncnn.bin": weights}
+
 
 class Ncnn(ContainedRuntime):
     """ncnn in a child process: its loader and pnnx crash on what they do not expect."""
@@ -154,10 +159,9 @@ class NcnnModel(CompiledModel):
         for name in dir(option):
             if name.startswith(("use_fp16_", "use_bf16_", "use_int8_")):
                 setattr(option, name, False)
-        length = _HEAD.unpack_from(compiled.data)[0]
-        layers = compiled.data[_HEAD.size : _HEAD.size + length]
+        layers, weights = _parts(compiled)
         with tempfile.TemporaryDirectory(prefix="autospace-ncnn-") as folder:
-            parts = {"model.param": layers, "model.bin": compiled.data[_HEAD.size + length :]}
+            parts = {"model.param": layers, "model.bin": weights}
             for name, content in parts.items():
                 Path(folder, name).write_bytes(content)
             failed = self._net.load_param(str(Path(folder, "model.param"))) or self._net.load_model(
@@ -283,6 +287,12 @@ def _converted(
                     "the model without it, or use another runtime."
                 )
         return text, weights.read_bytes()
+
+
+def _parts(compiled: CompiledGraph) -> tuple[bytes, bytes]:
+    """Layers and weights of a compiled graph."""
+    length = _HEAD.unpack_from(compiled.data)[0]
+    return compiled.data[_HEAD.size : _HEAD.size + length], compiled.data[_HEAD.size + length :]
 
 
 def _pnnx() -> Path:

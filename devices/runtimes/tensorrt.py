@@ -125,6 +125,10 @@ class TensorRtHere(Runtime):
         self.check_compiled(compiled)
         return TensorRtModel(compiled)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """One engine with its stamp in front, which `unstamped` takes off again."""
+        return {".engine": compiled.data}
+
     def _built(self, model: bytes) -> tuple[bytes, str]:
         """The engine, and what the inspector says of it."""
         import tensorrt as trt

@@ -133,3 +133,34 @@ def test_data_that_is_not_there_is_said_and_done_without(architecture: Architect
     data, doubt = steps.data_of(network, None, None)
     assert data is None and doubt is not None and "random images" in doubt
     assert steps.data_of(architecture, None, None) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("ncnn", {"m.ncnn.param", "m.ncnn.bin"}),
+        ("executorch", {"m.pte"}),
+        ("litert", {"m.tflite"}),
+    ],
+)
+def test_files_of_phone_runtimes(
+    trained: TrainedNetwork, name: str, written: set[str], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    from autospace.cli import main
+    from devices.runtimes import get_runtime
+
+    status = get_runtime(name).status()
+    if not status.usable:
+        pytest.skip(f"{name} is {status.reason}: {status.install}")
+    monkeypatch.chdir(tmp_path)
+    trained.save(tmp_path / "m.safetensors")
+    with pytest.raises(SystemExit) as end:
+        main(["export", "m.safetensors", f"--{name}", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert end.value.code == 0
+    assert found["files"][0]["check"]["relative_error"] <= TOLERANCES["fp32"]
+    assert Path(found["model"]).name in written
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", *written}
+    with pytest.raises(SystemExit) as end:
+        main(["export", "m.safetensors", f"--{name}", "--precision", "int8"])
+    assert end.value.code == 4 and "int8" in capsys.readouterr().err
