@@ -89,6 +89,7 @@ class TensorRtHere(Runtime):
             precisions=("fp32", "fp16", "int8"),
             per_op_times=True,
             source=self.source,
+            sets_threads=False,
         )
 
     def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
