@@ -107,7 +107,7 @@ class ExecuTorchHere(Runtime):
 
 
 class ExecuTorch(ContainedRuntime):
-    """ExecuTorch in a child process: a failed check inside it aborts the process."""
+    """ExecuTorch in a child process, where a failed check inside it may abort."""
 
     name: ClassVar[str] = "executorch"
     source: ClassVar[Literal["onnx", "torch"]] = "torch"

@@ -106,7 +106,7 @@ class LiteRtHere(Runtime):
 
 
 class LiteRt(ContainedRuntime):
-    """LiteRT in a child process: its converter aborts the process on what it cannot do."""
+    """LiteRT in a child process, and its converter, which prints pages."""
 
     name: ClassVar[str] = "litert"
     source: ClassVar[Literal["onnx", "torch"]] = "torch"

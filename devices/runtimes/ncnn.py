@@ -122,7 +122,7 @@ class NcnnHere(Runtime):
 
 
 class Ncnn(ContainedRuntime):
-    """ncnn in a child process: its loader and pnnx crash on what they do not expect."""
+    """ncnn in a child process, and pnnx with it."""
 
     name: ClassVar[str] = "ncnn"
     inner: ClassVar[str] = "devices.runtimes.ncnn:NcnnHere"
