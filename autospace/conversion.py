@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Images = NDArray[np.float32]
     Run = Callable[[Images], Images]
 
-__all__ = ["CONVERTERS", "TOLERANCES", "ConvertedFile", "convert", "half", "quantised"]
+__all__ = ["CONVERTERS", "TOLERANCES", "ConvertedFile", "convert", "quantised"]
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.25}
 """Largest difference of a logit from PyTorch's, as a part of the largest logit, by precision.
@@ -227,43 +227,6 @@ HALVING = ("openvino", "tensorrt")
 
 
 # -- precisions ------------------------------------------------------------------------------------
-
-
-def half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with 16-bit weights and arithmetic; inputs and outputs stay 32 bits wide.
-
-    Args:
-        model: as `autospace.onnx_export.build_onnx` makes it; left alone.
-    """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    lowered = onnx.ModelProto()
-    lowered.CopyFrom(model)
-    graph = lowered.graph
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            limits = np.finfo(np.float16)
-            values = np.clip(numpy_helper.to_array(tensor), limits.min, limits.max)
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
-    inputs = {value.name: f"{value.name}_half" for value in graph.input}
-    outputs = {value.name: f"{value.name}_half" for value in graph.output}
-    for node in graph.node:
-        node.input[:] = [inputs.get(name, outputs.get(name, name)) for name in node.input]
-        node.output[:] = [outputs.get(name, name) for name in node.output]
-    before = [
-        helper.make_node("Cast", [name], [own], name=f"{name}/half", to=TensorProto.FLOAT16)
-        for name, own in inputs.items()
-    ]
-    after = [
-        helper.make_node("Cast", [own], [name], name=f"{name}/single", to=TensorProto.FLOAT)
-        for name, own in outputs.items()
-    ]
-    nodes = [*before, *graph.node, *after]
-    del graph.node[:]
-    del graph.value_info[:]
-    graph.node.extend(nodes)
-    return lowered
 
 
 def quantised(model: onnx.ModelProto, images: Images) -> onnx.ModelProto:

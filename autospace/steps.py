@@ -958,7 +958,7 @@ def export(
     """
     import numpy as np
 
-    from autospace.conversion import CALIBRATION_IMAGES, HALVING, SUFFIXES, convert, half, quantised
+    from autospace.conversion import CALIBRATION_IMAGES, HALVING, SUFFIXES, convert, quantised
     from autospace.network import build_network
     from autospace.onnx_export import (
         architecture_metadata,
@@ -969,6 +969,7 @@ def export(
         whole_batches,
     )
     from autospace.training import TrainedNetwork
+    from devices.onnx_half import half_precision
 
     check_writable(path)
     if isinstance(source, Path):
@@ -1016,7 +1017,7 @@ def export(
     expected = outputs_of(network, images, batch)
     lowered = model
     if precision == "fp16":
-        lowered = half(model)
+        lowered = half_precision(model)
     elif precision == "int8":
         lowered = quantised(model, whole_batches(calibration, batch))
     if labels is not None:

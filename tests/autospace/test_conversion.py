@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from autospace import steps
-from autospace.conversion import SUFFIXES, TOLERANCES, convert, half, quantised
+from autospace.conversion import SUFFIXES, TOLERANCES, convert, quantised
 from autospace.evolution import random_cell
 from autospace.network import build_network
 from autospace.onnx_export import architecture_of_onnx, build_onnx, folded_weights, outputs_of
@@ -87,18 +87,6 @@ def test_a_file_that_computes_something_else_is_not_kept(
             convert(model, kind, path, precision="fp32", images=sample, expected=expected)
         assert f"--{kind}" in str(caught.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_half_leaves_inputs_and_outputs_as_they_are(architecture: Architecture) -> None:
-    network = build_network(architecture, 1).eval()
-    model = build_onnx(architecture.nodes, folded_weights(network))
-    before = model.SerializeToString()
-    lowered = half(model)
-    onnx.checker.check_model(lowered, full_check=True)
-    assert model.SerializeToString() == before
-    for value in (*lowered.graph.input, *lowered.graph.output):
-        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    assert len(lowered.SerializeToString()) < 0.75 * len(before)
 
 
 def test_quantising_is_repeatable_and_depends_on_the_images(architecture: Architecture) -> None:
