@@ -222,7 +222,7 @@ SUFFIXES = {
     "ncnn": ".ncnn.param",
     "tensorrt": ".engine",
 }
-HALVING = ("openvino", "tensorrt")
+HALVING = ("openvino", "ncnn", "tensorrt")
 """Formats that take the 32-bit model and lower it to 16 bits themselves."""
 
 

@@ -2,7 +2,8 @@
 
 pnnx turns ONNX into ncnn's two files, a text of layers and the weights, with its fusions done; that
 pair is the compiled graph. ncnn picks kernels and packs weights when it loads them. It tells no
-times of single layers from Python. There is no batch in its tensors: one image is one run.
+times of single layers from Python. There is no batch in its tensors: one image is one run. With
+fp16, weights and what lies between layers have 16 bits; whether sums have too is the processor's.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class NcnnHere(Runtime):
             version=versions["ncnn"] if usable else None,
             reason=None if usable else NOT_INSTALLED,
             install=None if usable else "pip install 'autospace[ncnn]'",
-            precisions=("fp32",),
+            precisions=("fp32", "fp16"),
             per_op_times=False,
             source=self.source,
         )
@@ -93,7 +94,7 @@ class NcnnHere(Runtime):
         proto = fix_shapes(parse_onnx(model), settings.batch)
         inputs = input_specs(proto)
         nodes = {node.op_type: node.name or node.output[0] for node in proto.graph.node[::-1]}
-        layers, weights = _converted(to_bytes(proto), inputs, nodes)
+        layers, weights = _converted(to_bytes(proto), inputs, nodes, settings.precision)
         return CompiledGraph(
             runtime=self.name,
             version=status.version or "",
@@ -158,7 +159,8 @@ class NcnnModel(CompiledModel):
         option.use_vulkan_compute = False
         for name in dir(option):
             if name.startswith(("use_fp16_", "use_bf16_", "use_int8_")):
-                setattr(option, name, False)
+                half = name.startswith("use_fp16_") and settings.precision == "fp16"
+                setattr(option, name, half)
         layers, weights = _parts(compiled)
         with tempfile.TemporaryDirectory(prefix="autospace-ncnn-") as folder:
             parts = {"model.param": layers, "model.bin": weights}
@@ -242,7 +244,10 @@ class NcnnModel(CompiledModel):
 
 
 def _converted(
-    model: bytes, inputs: tuple[tuple[str, tuple[int, ...], str], ...], nodes: Mapping[str, str]
+    model: bytes,
+    inputs: tuple[tuple[str, tuple[int, ...], str], ...],
+    nodes: Mapping[str, str],
+    precision: str,
 ) -> tuple[bytes, bytes]:
     """The text of the layers and the weights, as pnnx writes them.
 
@@ -250,6 +255,7 @@ def _converted(
         model: serialised ONNX.
         inputs: name, shape and numpy type name of each.
         nodes: by operation the first node that has it, to name what is refused.
+        precision: "fp32", or "fp16" for weights of 16 bits.
 
     Raises:
         InvalidInputError: pnnx refuses the model, or leaves operations that ncnn does not have.
@@ -265,7 +271,12 @@ def _converted(
     with tempfile.TemporaryDirectory(prefix="autospace-ncnn-") as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(model)
-        command = [str(_pnnx()), str(path), f"inputshape={shapes}", "fp16=0"]
+        command = [
+            str(_pnnx()),
+            str(path),
+            f"inputshape={shapes}",
+            f"fp16={int(precision == 'fp16')}",
+        ]
         done = subprocess.run(
             command,
             cwd=folder,

@@ -162,3 +162,21 @@ def test_ncnn_has_no_batch(make) -> None:
     with pytest.raises(UnavailableError, match="batch 2"):
         runtime.compile(make(2).SerializeToString(), RuntimeSettings(batch=2))
     runtime.close()
+
+
+def test_ncnn_in_16_bits() -> None:
+    runtime = get_runtime("ncnn")
+    if not runtime.status().usable:
+        pytest.skip("ncnn is not installed: pip install 'autospace[ncnn]'")
+    data = network(0).SerializeToString()
+    sizes, outputs = [], []
+    for precision in ("fp32", "fp16"):
+        settings = RuntimeSettings(precision=precision)
+        made = runtime.compile(data, settings)
+        with runtime.load(made, settings) as loaded:
+            outputs.append(loaded.infer(random_inputs(made.inputs))[0])
+        sizes.append(len(made.data))
+    runtime.close()
+    assert sizes[1] < 0.6 * sizes[0]
+    difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max())
+    assert 1e-6 < difference <= 2e-2
