@@ -37,7 +37,9 @@ __all__ = [
     "filler_weights",
     "folded_weights",
     "onnx_for_cost",
+    "outputs_of",
     "owner_of",
+    "whole_batches",
     "write_onnx",
 ]
 
@@ -261,6 +263,31 @@ def architecture_of_onnx(model: onnx.ModelProto) -> Architecture | None:
     return None
 
 
+def whole_batches(images: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
+    """As many images as make whole batches, at least one; repeated where there are too few."""
+    usable = max(batch, len(images) // batch * batch)
+    if len(images) < usable:
+        images = np.resize(images, (usable, *images.shape[1:]))
+    return images[:usable]
+
+
+def outputs_of(network: NodeGraph, images: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
+    """PyTorch's logits, shape ``(n, classes)``.
+
+    Args:
+        network: is set to evaluate.
+        images: shape ``(n, channels, size, size)``, a whole number of batches.
+        batch: images at a time.
+    """
+    import torch
+
+    network.eval()
+    with torch.no_grad():
+        chunks = np.split(images, len(images) // batch)
+        found = [network(torch.from_numpy(np.ascontiguousarray(chunk))) for chunk in chunks]
+        return np.asarray(torch.cat(found).numpy())
+
+
 def check_outputs(
     network: NodeGraph, model: onnx.ModelProto, images: NDArray[np.float32], batch: int
 ) -> ExportCheck:
@@ -275,36 +302,22 @@ def check_outputs(
     Raises:
         AutospaceError: the largest relative difference is above the tolerance of 1e-3.
     """
-    import torch
-
     from devices.runtimes import get_runtime
     from devices.runtimes.base import RuntimeSettings
 
     runtime = get_runtime("onnxruntime")
     settings = RuntimeSettings(batch=batch)
-    usable = max(batch, len(images) // batch * batch)
-    if len(images) < usable:
-        images = np.resize(images, (usable, *images.shape[1:]))
-    network.eval()
-    with torch.no_grad():
-        expected = torch.cat(
-            [
-                network(torch.from_numpy(chunk))
-                for chunk in np.split(images[:usable], usable // batch)
-            ]
-        ).numpy()
+    images = whole_batches(images, batch)
+    expected = outputs_of(network, images, batch)
     compiled = runtime.compile(model.SerializeToString(), settings)
     with runtime.load(compiled, settings) as session:
         found = np.concatenate(
-            [
-                session.infer({INPUT: chunk})[0]
-                for chunk in np.split(images[:usable], usable // batch)
-            ]
+            [session.infer({INPUT: chunk})[0] for chunk in np.split(images, len(images) // batch)]
         )
     difference = float(np.abs(found - expected).max())
     relative = difference / max(float(np.abs(expected).max()), 1e-6)
     check = ExportCheck(
-        images=usable,
+        images=len(images),
         max_error=difference,
         relative_error=relative,
         agreement=float((found.argmax(1) == expected.argmax(1)).mean()),

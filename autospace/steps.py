@@ -31,12 +31,13 @@ from autospace.quantities import parse_count, parse_fraction, parse_latency_ms
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, find_skeleton
 from autospace.space import Architecture, SearchSpace
-from devices.errors import BudgetError, InvalidInputError, UsageError
+from devices.errors import AutospaceError, BudgetError, InvalidInputError, UsageError
 from devices.measurement import Measurement
 
 if TYPE_CHECKING:
     import onnx
 
+    from autospace.conversion import ConvertedFile
     from autospace.distributed import Ranks
     from autospace.evolution import EvolutionOptions
     from autospace.genotype import Block
@@ -923,6 +924,9 @@ class Exported:
         check: how far its outputs are from PyTorch's.
         trained: whether the weights were trained.
         warnings: to be repeated.
+        files: what was written, with how far each is from PyTorch.
+        accuracy: of the network itself on the images that files were judged by; None where these
+            have no labels.
     """
 
     path: Path
@@ -930,6 +934,8 @@ class Exported:
     check: ExportCheck
     trained: bool
     warnings: tuple[str, ...]
+    files: tuple[ConvertedFile, ...] = ()
+    accuracy: float | None = None
 
 
 def export(
@@ -939,32 +945,40 @@ def export(
     batch: int = 1,
     data: Data | None = None,
     seed: int = 0,
+    formats: Sequence[str] = ("onnx",),
+    precision: str = "fp32",
 ) -> Exported:
-    """Writes a network as ONNX and compares its outputs with PyTorch's.
+    """Writes a network for one or more runtimes and compares the files' outputs with PyTorch's.
 
     Args:
         source: a checkpoint, an architecture, or their file.
-        path: the ONNX file.
+        path: the ONNX file; files of other formats lie beside it, with their own endings.
         batch: its fixed batch size.
-        data: real images for the comparison; drawn at random if not given.
+        data: real images for the comparison and the calibration; drawn at random if not given.
         seed: of untrained weights and random images.
+        formats: of `autospace.conversion.CONVERTERS`.
+        precision: "fp32", "fp16" or "int8".
 
     Raises:
         InvalidInputError: neither an architecture nor a checkpoint.
         UsageError: the file cannot be written.
-        AutospaceError: the outputs differ; nothing is written.
+        AutospaceError: the outputs differ; that file is not written.
+        UnavailableError: a format's runtime is not installed.
     """
     import numpy as np
 
+    from autospace.conversion import CALIBRATION_IMAGES, HALVING, SUFFIXES, convert, quantised
     from autospace.network import build_network
     from autospace.onnx_export import (
         architecture_metadata,
         build_onnx,
         check_outputs,
         folded_weights,
-        write_onnx,
+        outputs_of,
+        whole_batches,
     )
     from autospace.training import TrainedNetwork
+    from devices.onnx_half import half_precision
 
     check_writable(path)
     if isinstance(source, Path):
@@ -993,15 +1007,45 @@ def export(
         skeleton.in_channels,
         skeleton.resolution,
     )
+    labels = None
     if data is not None and fits:
-        count = min(len(data.test), 64)
-        images = data.batch(data.test, np.arange(count))[0].numpy()
+        count = min(len(data.test), 64 if precision == "fp32" else 1000)
+        images, truth = (part.numpy() for part in data.batch(data.test, np.arange(count)))
+        count = min(len(data.train), CALIBRATION_IMAGES)
+        calibration = data.batch(data.train, np.arange(count))[0].numpy()
+        if trained:
+            labels = truth
     else:
         shape = (8, skeleton.in_channels, skeleton.resolution, skeleton.resolution)
         images = Seed(seed).generator("export").normal(size=shape).astype(np.float32)
+        calibration = images
+        if precision == "int8":
+            warnings.append("calibrated with random images: activations of real ones may not fit")
+    images = whole_batches(images, batch)
     check = check_outputs(network, model, images, batch)
-    write_onnx(model, path)
-    return Exported(path, architecture, check, trained, tuple(warnings))
+    expected = outputs_of(network, images, batch)
+    lowered = model
+    if precision == "fp16":
+        lowered = half_precision(model)
+    elif precision == "int8":
+        lowered = quantised(model, whole_batches(calibration, batch))
+    if labels is not None:
+        labels = np.resize(labels, len(images))
+    files = []
+    for kind in formats:
+        own = model if precision == "fp16" and kind in HALVING else lowered
+        named = kind == "onnx" or path.name.endswith(SUFFIXES[kind])
+        target = path if named else path.with_suffix(SUFFIXES[kind])
+        files.append(
+            convert(
+                own, kind, target, precision=precision, images=images, expected=expected,
+                labels=labels,
+            )
+        )  # fmt: skip
+    accuracy = None if labels is None else float((expected.argmax(1) == labels).mean())
+    if formats:
+        check = files[0].check
+    return Exported(path, architecture, check, trained, tuple(warnings), tuple(files), accuracy)
 
 
 def read_network(path: Path) -> Architecture | TrainedNetwork:
@@ -1133,6 +1177,44 @@ def benchmark(
         device.description,
         device.warnings,
     )
+
+
+def data_of(
+    network: Architecture | TrainedNetwork, name: str | None, root: Path | None
+) -> tuple[Data | None, str | None]:
+    """The images that a network's files are judged by.
+
+    Args:
+        network: whose input they have to fit.
+        name: of a data set; None for the one that the network was trained on.
+        root: the folder of its files.
+
+    Returns:
+        The data, None where there are none; and then why, where that is worth saying.
+
+    Raises:
+        UsageError: the data set that was named is unknown.
+        InvalidInputError: its files are missing or broken.
+    """
+    from autospace.training import TrainedNetwork
+
+    architecture = network.architecture if isinstance(network, TrainedNetwork) else network
+    skeleton = architecture.skeleton
+    own = network.meta.get("data") if isinstance(network, TrainedNetwork) else None
+    if name is None and own is None:
+        return None, None
+    try:
+        found = load_data(
+            name or str(own).partition(" at ")[0],
+            root,
+            resolution=skeleton.resolution,
+            channels=skeleton.in_channels,
+        )
+    except AutospaceError as error:
+        if name is not None:
+            raise
+        return None, f"compared on random images: {error}"
+    return found, None
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,7 @@ class _Layer:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.attributes: dict[str, Any] = json.loads(kernel.attributes or "{}")
+        self.attributes.pop("primitive", None)  # the runtime's own choice, no part of the model
         self.inputs = [f"input{i}" for i in range(len(kernel.inputs))]
         self.outputs = [f"output{i}" for i in range(len(kernel.outputs))]
         self.nodes: list[onnx.NodeProto] = []

@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 
 from benchmarks.networks import Network
+from devices.errors import InvalidInputError
 from devices.host import read_environment
 from devices.measurement import Measurement
 from devices.onnx_files import fix_shapes, read_onnx
@@ -182,12 +183,16 @@ class TruthSeries:
     def _take_up(self, network: Network) -> bool:
         """Compiles a network; whether it is not too slow to be measured."""
         model = fix_shapes(read_onnx(network.path), self.settings.batch)
-        compiled = compile_named(self.engine, network.name, model, self.settings)
+        try:
+            compiled = compile_named(self.engine, network.name, model, self.settings)
+        except InvalidInputError as error:
+            self.progress(f"left out: {error}")
+            self._leave_out(network)
+            return False
         self.store.put(network.name, compiled)
         known = self.writer.networks().get(network.name)
         if known is None and network.name not in ALWAYS and self._is_too_slow(compiled):
-            self.left_out.add(network.name)
-            self.writer.put(left_out=sorted(self.left_out))
+            self._leave_out(network)
             self.store.drop(network.name)
             return False
         graph = KernelGraph.from_compiled(model, executed_graph(model, compiled, self.per_op_times))
@@ -201,6 +206,10 @@ class TruthSeries:
         places = match_kernels(graph, self.writer.kernel_keys(number), network.name)
         self.orders[network.name] = (number, places)
         return True
+
+    def _leave_out(self, network: Network) -> None:
+        self.left_out.add(network.name)
+        self.writer.put(left_out=sorted(self.left_out))
 
     def _is_too_slow(self, compiled: CompiledGraph) -> bool:
         with self.engine.load(compiled, self.settings) as model:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Child", "ContainedModel", "ContainedRuntime"]
+__all__ = ["Child", "ContainedModel", "ContainedRuntime", "served"]
 
 START_LIMIT_S = 120.0
 """For starting a child and importing the runtime, on a slow and busy machine."""
@@ -263,6 +264,14 @@ class ContainedRuntime(Runtime):
         self.check_compiled(compiled)
         return ContainedModel(self._running, compiled, settings, profiling, self.run_limit_s)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """See the base class."""
+        return self.here().files(compiled)
+
+    def here(self) -> Runtime:
+        """The runtime that does the work, in this process; whatever it does is not contained."""
+        return served(self.inner)
+
     def close(self) -> None:
         """Ends the children; they start again when they are needed."""
         self._compiling.close()
@@ -348,6 +357,13 @@ class ContainedModel(CompiledModel):
             self._load(self._compiled)
         message["model"] = self._number
         return self._child.call(message, blobs, limit_s=self._limit_s)
+
+
+def served(target: str) -> Runtime:
+    """The runtime of a target, ``MODULE:ATTRIBUTE``."""
+    module, attribute = target.split(":")
+    made: Runtime = getattr(import_module(module), attribute)()
+    return made
 
 
 _DOING = {

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from devices import errors
 from devices.confinement import confine
+from devices.contained import served
 from devices.onnx_files import one_line
 from devices.runtimes.base import CompiledModel, Runtime, RuntimeSettings
 from devices.wire import (
@@ -83,8 +83,7 @@ def main(arguments: list[str]) -> None:
     """
     target, reading, writing = arguments[0], int(arguments[1]), int(arguments[2])
     means = confine(Path.cwd(), kernel="--no-kernel" not in arguments)
-    module, attribute = target.split(":")
-    server = _Server(getattr(import_module(module), attribute)())
+    server = _Server(served(target))
     send(writing, {"ready": means})
     while True:
         try:

@@ -13,9 +13,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from devices.confinement import confine
+from devices.contained import ContainedRuntime
 from devices.errors import AutospaceError
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, RuntimeSettings
@@ -83,6 +86,12 @@ def _measured(folder: Path) -> float:
         about["runtime"], about["version"], data, inputs, tuple(about["outputs"])
     )
     runtime = get_runtime(about["runtime"])
+    if isinstance(runtime, ContainedRuntime):  # its work would be done in yet another process
+        tempfile.tempdir = str(folder)
+        confine(folder)
+        runtime = runtime.here()
+    for module in runtime.python_parts:
+        import_module(module)
     np.random.default_rng(0)  # loads what random inputs need
     process = psutil.Process()
     before = process.memory_info().rss

@@ -80,7 +80,8 @@ def command(
     limit_ms = parse_latency_ms(latency) if latency is not None else None
     sizes = parse_shapes(shapes)
     if (device is None) == (not runtimes):
-        raise UsageError("benchmark: give either --device CARD or --runtime NAME")
+        what = "no target" if device is None else "two targets"
+        raise UsageError(f"benchmark: {what}; give either --device CARD or --runtime NAME")
     if device is not None and (threads or batch):
         raise UsageError("benchmark: --threads and --batch are the card's; leave them out")
     check_writable(output)

@@ -34,6 +34,8 @@ _REGISTRY = {
     "litert": "devices.runtimes.litert:LiteRt",
     "ncnn": "devices.runtimes.ncnn:Ncnn",
     "tensorrt": "devices.runtimes.tensorrt:TensorRt",
+    "torch": "devices.runtimes.torch:TorchRuntime",
+    "torch-cuda": "devices.runtimes.torch:TorchCudaRuntime",
     "simulated": "devices.runtimes.simulated:SimulatedRuntime",
 }
 

@@ -229,9 +229,12 @@ class Runtime(ABC):
         source: what it converts from.
         simulated: whether its times are computed instead of measured; whatever is made with it is
             marked so.
+        python_parts: modules that running needs from Python alone; their memory does not count as
+            the model's.
     """
 
     name: ClassVar[str]
+    python_parts: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[Literal["onnx", "torch"]] = "onnx"
     simulated: ClassVar[bool] = False
 
@@ -271,6 +274,16 @@ class Runtime(ABC):
             InvalidInputError: the graph was compiled by another runtime or version.
             UnavailableError: the runtime is not available here.
         """
+
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """What a program for this runtime ships, from a compiled graph: content by file ending.
+
+        Raises:
+            UnavailableError: the runtime has no files of its own.
+        """
+        raise UnavailableError(
+            f"runtime {self.name!r}: has no files of its own; export the model as ONNX."
+        )
 
     def require(self, settings: RuntimeSettings | None = None) -> RuntimeStatus:
         """The status, when the runtime can be used as asked.

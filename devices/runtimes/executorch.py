@@ -45,6 +45,7 @@ class ExecuTorchHere(Runtime):
     """ExecuTorch in this process; `ExecuTorch` is the same in a child."""
 
     name: ClassVar[str] = "executorch"
+    python_parts: ClassVar[tuple[str, ...]] = ("executorch.extension.pybindings.portable_lib",)
     source: ClassVar[Literal["onnx", "torch"]] = "torch"
 
     def status(self) -> RuntimeStatus:
@@ -100,9 +101,13 @@ class ExecuTorchHere(Runtime):
         self.check_compiled(compiled)
         return ExecuTorchModel(compiled, settings)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """One program file."""
+        return {".pte": compiled.data}
+
 
 class ExecuTorch(ContainedRuntime):
-    """ExecuTorch in a child process: a failed check inside it aborts the process."""
+    """ExecuTorch in a child process, where a failed check inside it may abort."""
 
     name: ClassVar[str] = "executorch"
     source: ClassVar[Literal["onnx", "torch"]] = "torch"

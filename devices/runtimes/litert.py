@@ -100,9 +100,13 @@ class LiteRtHere(Runtime):
         self.check_compiled(compiled)
         return LiteRtModel(compiled, settings)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """One model file, whose images have their channels last."""
+        return {".tflite": compiled.data}
+
 
 class LiteRt(ContainedRuntime):
-    """LiteRT in a child process: its converter aborts the process on what it cannot do."""
+    """LiteRT in a child process, and its converter, which prints pages."""
 
     name: ClassVar[str] = "litert"
     source: ClassVar[Literal["onnx", "torch"]] = "torch"

@@ -2,7 +2,8 @@
 
 pnnx turns ONNX into ncnn's two files, a text of layers and the weights, with its fusions done; that
 pair is the compiled graph. ncnn picks kernels and packs weights when it loads them. It tells no
-times of single layers from Python. There is no batch in its tensors: one image is one run.
+times of single layers from Python. There is no batch in its tensors: one image is one run. With
+fp16, weights and what lies between layers have 16 bits; whether sums have too is the processor's.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class NcnnHere(Runtime):
             version=versions["ncnn"] if usable else None,
             reason=None if usable else NOT_INSTALLED,
             install=None if usable else "pip install 'autospace[ncnn]'",
-            precisions=("fp32",),
+            precisions=("fp32", "fp16"),
             per_op_times=False,
             source=self.source,
         )
@@ -93,7 +94,7 @@ class NcnnHere(Runtime):
         proto = fix_shapes(parse_onnx(model), settings.batch)
         inputs = input_specs(proto)
         nodes = {node.op_type: node.name or node.output[0] for node in proto.graph.node[::-1]}
-        layers, weights = _converted(to_bytes(proto), inputs, nodes)
+        layers, weights = _converted(to_bytes(proto), inputs, nodes, settings.precision)
         return CompiledGraph(
             runtime=self.name,
             version=status.version or "",
@@ -115,9 +116,14 @@ class NcnnHere(Runtime):
         self.check_compiled(compiled)
         return NcnnModel(compiled, settings)
 
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """The text of the layers, and the weights; input and output are ``in0`` and ``out0``."""
+        layers, weights = _parts(compiled)
+        return {".ncnn.param": layers, ".ncnn.bin": weights}
+
 
 class Ncnn(ContainedRuntime):
-    """ncnn in a child process: its loader and pnnx crash on what they do not expect."""
+    """ncnn in a child process, and pnnx with it."""
 
     name: ClassVar[str] = "ncnn"
     inner: ClassVar[str] = "devices.runtimes.ncnn:NcnnHere"
@@ -153,11 +159,11 @@ class NcnnModel(CompiledModel):
         option.use_vulkan_compute = False
         for name in dir(option):
             if name.startswith(("use_fp16_", "use_bf16_", "use_int8_")):
-                setattr(option, name, False)
-        length = _HEAD.unpack_from(compiled.data)[0]
-        layers = compiled.data[_HEAD.size : _HEAD.size + length]
+                half = name.startswith("use_fp16_") and settings.precision == "fp16"
+                setattr(option, name, half)
+        layers, weights = _parts(compiled)
         with tempfile.TemporaryDirectory(prefix="autospace-ncnn-") as folder:
-            parts = {"model.param": layers, "model.bin": compiled.data[_HEAD.size + length :]}
+            parts = {"model.param": layers, "model.bin": weights}
             for name, content in parts.items():
                 Path(folder, name).write_bytes(content)
             failed = self._net.load_param(str(Path(folder, "model.param"))) or self._net.load_model(
@@ -238,7 +244,10 @@ class NcnnModel(CompiledModel):
 
 
 def _converted(
-    model: bytes, inputs: tuple[tuple[str, tuple[int, ...], str], ...], nodes: Mapping[str, str]
+    model: bytes,
+    inputs: tuple[tuple[str, tuple[int, ...], str], ...],
+    nodes: Mapping[str, str],
+    precision: str,
 ) -> tuple[bytes, bytes]:
     """The text of the layers and the weights, as pnnx writes them.
 
@@ -246,6 +255,7 @@ def _converted(
         model: serialised ONNX.
         inputs: name, shape and numpy type name of each.
         nodes: by operation the first node that has it, to name what is refused.
+        precision: "fp32", or "fp16" for weights of 16 bits.
 
     Raises:
         InvalidInputError: pnnx refuses the model, or leaves operations that ncnn does not have.
@@ -261,7 +271,12 @@ def _converted(
     with tempfile.TemporaryDirectory(prefix="autospace-ncnn-") as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(model)
-        command = [str(_pnnx()), str(path), f"inputshape={shapes}", "fp16=0"]
+        command = [
+            str(_pnnx()),
+            str(path),
+            f"inputshape={shapes}",
+            f"fp16={int(precision == 'fp16')}",
+        ]
         done = subprocess.run(
             command,
             cwd=folder,
@@ -283,6 +298,12 @@ def _converted(
                     "the model without it, or use another runtime."
                 )
         return text, weights.read_bytes()
+
+
+def _parts(compiled: CompiledGraph) -> tuple[bytes, bytes]:
+    """Layers and weights of a compiled graph."""
+    length = _HEAD.unpack_from(compiled.data)[0]
+    return compiled.data[_HEAD.size : _HEAD.size + length], compiled.data[_HEAD.size + length :]
 
 
 def _pnnx() -> Path:

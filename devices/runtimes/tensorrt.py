@@ -89,6 +89,7 @@ class TensorRtHere(Runtime):
             precisions=("fp32", "fp16", "int8"),
             per_op_times=True,
             source=self.source,
+            sets_threads=False,
         )
 
     def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
@@ -124,6 +125,10 @@ class TensorRtHere(Runtime):
         self.require(settings)
         self.check_compiled(compiled)
         return TensorRtModel(compiled)
+
+    def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
+        """One engine with its stamp in front, which `unstamped` takes off again."""
+        return {".engine": compiled.data}
 
     def _built(self, model: bytes) -> tuple[bytes, str]:
         """The engine, and what the inspector says of it."""

@@ -20,6 +20,7 @@ from devices.errors import InvalidInputError, UnavailableError
 from devices.onnx_files import random_inputs
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, RuntimeSettings
+from latency.graph_builder import GraphBuilder
 
 NAMES = ("ncnn", "executorch", "litert")
 SETTINGS = RuntimeSettings()
@@ -52,16 +53,16 @@ def network(seed: int) -> onnx.ModelProto:
     return onnx_for_cost(Architecture(skeleton, tuple(blocks)))
 
 
-@pytest.fixture(scope="module")
-def compiled(runtime, make) -> CompiledGraph:
-    return runtime.compile(make().SerializeToString(), SETTINGS)
+def small(batch: int = 1) -> onnx.ModelProto:
+    """Convolution, ReLU, global pooling and a linear layer."""
+    builder = GraphBuilder((batch, 3, 8, 8), np.random.default_rng(0))
+    y = builder.activation("act", builder.conv("stem", "input", 16, 3), "relu")
+    return builder.finish(builder.head("head", y, 10))
 
 
 @pytest.fixture(scope="module")
-def make():
-    from conftest import small_model
-
-    return small_model
+def compiled(runtime) -> CompiledGraph:
+    return runtime.compile(small().SerializeToString(), SETTINGS)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -109,8 +110,8 @@ def test_times_of_operations_are_refused(runtime, compiled) -> None:
 
 def test_wrong_inputs_are_refused(runtime, compiled) -> None:
     with runtime.load(compiled, SETTINGS) as loaded:
-        for wrong in ({}, {"x": np.zeros((1, 3, 9, 8), np.float32)}):
-            with pytest.raises(InvalidInputError, match="'x' is"):
+        for wrong in ({}, {"input": np.zeros((1, 3, 9, 8), np.float32)}):
+            with pytest.raises(InvalidInputError, match="'input' is"):
                 loaded.infer(wrong)
     with pytest.raises(UnavailableError, match="closed"):
         loaded.run(1)
@@ -149,10 +150,34 @@ def test_a_broken_compiled_graph_is_one_line(runtime, compiled) -> None:
         assert len(loaded.run(1)) == 1
 
 
-def test_ncnn_has_no_batch(make) -> None:
+def test_memory_is_told_by_a_process_of_its_own(runtime, compiled) -> None:
+    from devices.footprint import memory_mb
+
+    assert 0.1 < memory_mb(runtime.name, compiled, SETTINGS) < 200
+
+
+def test_ncnn_has_no_batch() -> None:
     runtime = get_runtime("ncnn")
     if not runtime.status().usable:
         pytest.skip("ncnn is not installed: pip install 'autospace[ncnn]'")
     with pytest.raises(UnavailableError, match="batch 2"):
-        runtime.compile(make(2).SerializeToString(), RuntimeSettings(batch=2))
+        runtime.compile(small(2).SerializeToString(), RuntimeSettings(batch=2))
     runtime.close()
+
+
+def test_ncnn_in_16_bits() -> None:
+    runtime = get_runtime("ncnn")
+    if not runtime.status().usable:
+        pytest.skip("ncnn is not installed: pip install 'autospace[ncnn]'")
+    data = network(0).SerializeToString()
+    sizes, outputs = [], []
+    for precision in ("fp32", "fp16"):
+        settings = RuntimeSettings(precision=precision)
+        made = runtime.compile(data, settings)
+        with runtime.load(made, settings) as loaded:
+            outputs.append(loaded.infer(random_inputs(made.inputs))[0])
+        sizes.append(len(made.data))
+    runtime.close()
+    assert sizes[1] < 0.6 * sizes[0]
+    difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max())
+    assert 1e-6 < difference <= 2e-2

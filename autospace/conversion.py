@@ -1,0 +1,299 @@
+"""From the exported ONNX model to the files that runtimes ship, each run and compared with PyTorch.
+
+A converter writes one format; what it wrote is read back by the runtime itself and run on real
+images. A file whose outputs are too far from PyTorch's is not kept. Half precision: ONNX files hold
+16-bit weights and compute in 16 bits, OpenVINO's hold 16-bit weights. Eight bits: weights and
+activations are quantised with scales found on calibration images (ONNX's QuantizeLinear and
+DequantizeLinear around every layer, which runtimes turn into integer kernels).
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autospace.files import replacing
+from autospace.graph import INPUT
+from autospace.onnx_export import ExportCheck, write_onnx
+from devices.errors import AutospaceError, UnavailableError
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    Images = NDArray[np.float32]
+    Run = Callable[[Images], Images]
+
+__all__ = ["CONVERTERS", "TOLERANCES", "ConvertedFile", "convert", "quantised"]
+
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.25}
+"""Largest difference of a logit from PyTorch's, as a part of the largest logit, by precision.
+Eight bits cost some percent of it; a quarter means that the conversion went wrong."""
+CALIBRATION_IMAGES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedFile:
+    """One file that was written.
+
+    Attributes:
+        format: as the command names it.
+        path: of the file.
+        check: how far its outputs are from PyTorch's.
+        accuracy: of the file on labelled images; None where there were none.
+    """
+
+    format: str
+    path: Path
+    check: ExportCheck
+    accuracy: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field."""
+        return {
+            "format": self.format,
+            "model": str(self.path),
+            "check": self.check.to_json(),
+            "accuracy": self.accuracy,
+        }
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Images with what PyTorch says of them.
+
+    Attributes:
+        images: shape `(n, channels, size, size)`, a whole number of batches.
+        expected: PyTorch's logits, shape `(n, classes)`.
+        labels: shape `(n,)`; None where nobody knows.
+    """
+
+    images: Images
+    expected: Images
+    labels: NDArray[np.int64] | None
+
+
+def convert(
+    model: onnx.ModelProto,
+    kind: str,
+    path: Path,
+    *,
+    precision: str,
+    images: Images,
+    expected: Images,
+    labels: NDArray[np.int64] | None = None,
+) -> ConvertedFile:
+    """Writes one format, runs what was written, and keeps it when its outputs are PyTorch's.
+
+    Args:
+        model: of that precision already, but for formats that lower it themselves: see
+            `CONVERTERS`.
+        kind: a format, one of `CONVERTERS`.
+        path: of the file.
+        precision: what the outputs may be off by, see `TOLERANCES`.
+        images: to run, shape `(n, channels, size, size)`, a whole number of the model's batches.
+        expected: PyTorch's logits for them, shape `(n, classes)`.
+        labels: their classes, if known.
+
+    Raises:
+        AutospaceError: the outputs differ by more than the tolerance; the message says where.
+        UnavailableError: the runtime is not installed.
+        InvalidInputError: the runtime refuses the model.
+    """
+    sample = _Sample(images, expected, labels)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    with CONVERTERS[kind](model, path, precision) as run:
+        found = np.concatenate([run(chunk) for chunk in np.split(images, len(images) // batch)])
+        check = _check(kind, sample, found, TOLERANCES[precision])
+    accuracy = None if labels is None else float((found.argmax(1) == labels).mean())
+    return ConvertedFile(kind, path, check, accuracy)
+
+
+def _check(kind: str, sample: _Sample, found: Images, tolerance: float) -> ExportCheck:
+    """Compares outputs with PyTorch's.
+
+    Raises:
+        AutospaceError: they differ by more than the tolerance.
+    """
+    off = np.abs(found - sample.expected)
+    off[~np.isfinite(found)] = np.inf
+    largest = float(off.max())
+    relative = largest / max(float(np.abs(sample.expected).max()), 1e-6)
+    if not relative <= tolerance:
+        image, logit = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
+        raise AutospaceError(
+            f"export --{kind}: logit {logit} of image {image} is {found[image, logit]:.4g} where "
+            f"PyTorch has {sample.expected[image, logit]:.4g}; that differs by {relative:.2g} of "
+            f"the largest logit, more than {tolerance:g}; the file was not written"
+        )
+    same = found.argmax(1) == sample.expected.argmax(1)
+    return ExportCheck(len(found), largest, relative, float(same.mean()))
+
+
+# -- formats ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _onnx_file(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[Run]:
+    """An ONNX file, run by ONNX Runtime; it is there only once the block has ended well."""
+    from devices.onnx_files import read_onnx
+    from devices.runtimes import get_runtime
+    from devices.runtimes.base import RuntimeSettings
+
+    runtime = get_runtime("onnxruntime")
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    settings = RuntimeSettings(batch=batch)
+    with tempfile.TemporaryDirectory(prefix="autospace-export-") as folder:
+        written = Path(folder) / path.name
+        write_onnx(model, written)
+        compiled = runtime.compile(read_onnx(written).SerializeToString(), settings)
+        with runtime.load(compiled, settings) as loaded:
+
+            def run(images: Images) -> Images:
+                return np.asarray(loaded.infer({INPUT: images})[0], dtype=np.float32)
+
+            yield run
+        with replacing(path) as temporary:
+            temporary.write_bytes(written.read_bytes())
+
+
+@contextmanager
+def _openvino_file(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[Run]:
+    """OpenVINO's two files, its graph (.xml) and its weights (.bin), run by OpenVINO."""
+    from devices.runtimes.openvino import open_file, write_file
+
+    with tempfile.TemporaryDirectory(prefix="autospace-export-") as folder:
+        written = Path(folder) / path.name
+        write_file(model.SerializeToString(), written, halved=precision == "fp16")
+        yield open_file(written)
+        for source, target in (
+            (written.with_suffix(".bin"), path.with_suffix(".bin")),
+            (written, path),
+        ):
+            with replacing(target) as temporary:
+                temporary.write_bytes(source.read_bytes())
+
+
+def _compiled_files(name: str) -> Converter:
+    """What writes the files of a runtime that runs what it has compiled, as it stands in them."""
+
+    @contextmanager
+    def write(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[Run]:
+        from devices.runtimes import get_runtime
+        from devices.runtimes.base import RuntimeSettings
+
+        runtime = get_runtime(name)
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        settings = RuntimeSettings(batch=batch, precision=precision)
+        compiled = runtime.compile(model.SerializeToString(), settings)
+        with runtime.load(compiled, settings) as loaded:
+
+            def run(images: Images) -> Images:
+                return np.asarray(loaded.infer({INPUT: images})[0], dtype=np.float32)
+
+            yield run
+        for suffix, content in runtime.files(compiled).items():
+            target = path.with_name(path.name.removesuffix(SUFFIXES[name]) + suffix)
+            with replacing(target) as temporary:
+                temporary.write_bytes(content)
+
+    return write
+
+
+Converter = Callable[["onnx.ModelProto", Path, str], Any]
+CONVERTERS: Mapping[str, Converter] = {
+    "onnx": _onnx_file,
+    "openvino": _openvino_file,
+    **{name: _compiled_files(name) for name in ("executorch", "litert", "ncnn", "tensorrt")},
+}
+"""Format -> what writes it, a context manager over a function from images to logits."""
+SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "executorch": ".pte",
+    "litert": ".tflite",
+    "ncnn": ".ncnn.param",
+    "tensorrt": ".engine",
+}
+HALVING = ("openvino", "ncnn", "tensorrt")
+"""Formats that take the 32-bit model and lower it to 16 bits themselves."""
+
+
+# -- precisions ------------------------------------------------------------------------------------
+
+
+def quantised(model: onnx.ModelProto, images: Images) -> onnx.ModelProto:
+    """The model in eight bits: weights channel by channel, activations by what images show.
+
+    Weights use seven of their eight bits, for processors without instructions for dot products of
+    bytes add pairs of products in 16 bits, which the eighth could overflow.
+
+    Args:
+        model: left alone.
+        images: to calibrate with, shape `(n, channels, size, size)`, a whole number of batches.
+
+    Raises:
+        UnavailableError: the installed ONNX Runtime cannot quantise.
+    """
+    import onnx
+
+    try:
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+    except ImportError as error:
+        raise UnavailableError(
+            f"export --precision int8: onnxruntime's quantisation does not load ({error}); "
+            "install it with: pip install onnxruntime"
+        ) from error
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """The images, batch by batch."""
+
+        def __init__(self) -> None:
+            self.chunks = iter(np.split(images, len(images) // batch))
+
+        def get_next(self) -> dict[str, Images] | None:
+            """The next batch, None behind the last one."""
+            chunk = next(self.chunks, None)
+            return None if chunk is None else {INPUT: chunk}
+
+    with tempfile.TemporaryDirectory(prefix="autospace-export-") as folder, _quietly():
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(model.SerializeToString())
+        quantize_static(
+            str(source),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        found = onnx.load(str(target))
+    del found.metadata_props[:]
+    found.metadata_props.extend(model.metadata_props)
+    return found
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the advice that the quantiser logs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,154 @@
+"""Files for real runtimes: written, run by the runtime itself, compared with PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from autospace import steps
+from autospace.conversion import SUFFIXES, TOLERANCES, convert, quantised
+from autospace.evolution import random_cell
+from autospace.network import build_network
+from autospace.onnx_export import architecture_of_onnx, build_onnx, folded_weights, outputs_of
+from autospace.seeding import Seed
+from autospace.skeleton import Skeleton, Stage
+from autospace.space import Architecture
+from autospace.training import TrainedNetwork
+from devices.errors import AutospaceError
+
+SKELETON = Skeleton(
+    name="test", resolution=12, in_channels=1, num_classes=10, stem_width=8, stem_stride=1,
+    first_width=8, stages=(Stage(16, 2, 1), Stage(16, 1, 1)), head_width=32,
+)  # fmt: skip
+FORMATS = ("onnx", "openvino")
+
+
+@pytest.fixture(scope="module")
+def architecture() -> Architecture:
+    random = Seed(3).generator("cells")
+    return Architecture(SKELETON, tuple(random_cell(random).fused() for _ in SKELETON.blocks))
+
+
+@pytest.fixture(scope="module")
+def trained(architecture: Architecture) -> TrainedNetwork:
+    """A network that says it was trained on digits."""
+    return TrainedNetwork(
+        architecture, build_network(architecture, 1).eval(), 0.1, {"data": "digits at 12×12, …"}
+    )
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, 1, 12, 12)).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_format_in_every_precision(
+    trained: TrainedNetwork, precision: str, tmp_path: Path
+) -> None:
+    data, doubt = steps.data_of(trained, None, None)
+    assert data is not None and data.name == "digits" and doubt is None
+    found = steps.export(
+        trained, tmp_path / "m.onnx", batch=8, data=data, formats=FORMATS, precision=precision
+    )
+    assert [file.format for file in found.files] == list(FORMATS)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.xml", "m.bin"}
+    for file in found.files:
+        assert file.check.relative_error <= TOLERANCES[precision]
+        assert file.check.images % 8 == 0
+        # Accuracy before and after, of one and the same images.
+        assert file.accuracy is not None and found.accuracy is not None
+        assert abs(file.accuracy - found.accuracy) < 0.1
+    written = onnx.load(tmp_path / "m.onnx")
+    assert architecture_of_onnx(written) == trained.architecture
+    ops = {node.op_type for node in written.graph.node}
+    kinds = {tensor.data_type for tensor in written.graph.initializer}
+    assert ("QuantizeLinear" in ops) == (precision == "int8")
+    assert (onnx.TensorProto.FLOAT16 in kinds) == (precision == "fp16")
+    if precision == "fp16":
+        assert onnx.TensorProto.FLOAT not in kinds
+        assert (tmp_path / "m.bin").stat().st_size < 0.7 * 4 * trained.architecture.params
+
+
+def test_a_file_that_computes_something_else_is_not_kept(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    network = build_network(architecture, 1).eval()
+    model = build_onnx(architecture.nodes, folded_weights(network))
+    sample = images(4)
+    expected = outputs_of(network, sample, 1).copy()
+    expected[2, 7] += 1.0
+    for kind in FORMATS:
+        path = tmp_path / f"m{SUFFIXES[kind]}"
+        with pytest.raises(AutospaceError, match=r"logit 7 of image 2 .* not written") as caught:
+            convert(model, kind, path, precision="fp32", images=sample, expected=expected)
+        assert f"--{kind}" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantising_is_repeatable_and_depends_on_the_images(architecture: Architecture) -> None:
+    network = build_network(architecture, 1).eval()
+    model = build_onnx(architecture.nodes, folded_weights(network))
+    one, again, other = (quantised(model, scale * images(8)) for scale in (1, 1, 3))
+    assert one.SerializeToString() == again.SerializeToString() != other.SerializeToString()
+
+
+def test_the_command_prints_accuracy_before_and_after(
+    trained: TrainedNetwork, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    from autospace.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    trained.save(tmp_path / "c.safetensors")
+    with pytest.raises(SystemExit) as end:
+        main(["export", "c.safetensors", "--onnx", "--openvino", "--precision", "int8", "--json"])
+    output = capsys.readouterr().out
+    assert end.value.code == 0
+    found = json.loads(output)
+    assert found["precision"] == "int8"
+    assert [file["format"] for file in found["files"]] == list(FORMATS)
+    assert 0 <= found["accuracy"] <= 1
+    assert (tmp_path / "c.onnx").exists() and (tmp_path / "c.xml").exists()
+
+
+def test_data_that_is_not_there_is_said_and_done_without(architecture: Architecture) -> None:
+    network = TrainedNetwork(
+        architecture, build_network(architecture, 1).eval(), 0.1, {"data": "folder at 12×12"}
+    )
+    data, doubt = steps.data_of(network, None, None)
+    assert data is None and doubt is not None and "random images" in doubt
+    assert steps.data_of(architecture, None, None) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("ncnn", {"m.ncnn.param", "m.ncnn.bin"}),
+        ("executorch", {"m.pte"}),
+        ("litert", {"m.tflite"}),
+    ],
+)
+def test_files_of_phone_runtimes(
+    trained: TrainedNetwork, name: str, written: set[str], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    from autospace.cli import main
+    from devices.runtimes import get_runtime
+
+    status = get_runtime(name).status()
+    if not status.usable:
+        pytest.skip(f"{name} is {status.reason}: {status.install}")
+    monkeypatch.chdir(tmp_path)
+    trained.save(tmp_path / "m.safetensors")
+    with pytest.raises(SystemExit) as end:
+        main(["export", "m.safetensors", f"--{name}", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert end.value.code == 0
+    assert found["files"][0]["check"]["relative_error"] <= TOLERANCES["fp32"]
+    assert Path(found["model"]).name in written
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", *written}
+    with pytest.raises(SystemExit) as end:
+        main(["export", "m.safetensors", f"--{name}", "--precision", "int8"])
+    assert end.value.code == 4 and "int8" in capsys.readouterr().err
