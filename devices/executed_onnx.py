@@ -214,7 +214,10 @@ class _Writer:
         from onnx import helper
 
         inputs = {value.name for value in self.model.graph.input} - set(self.weights)
-        outputs = {value.name for value in self.model.graph.output}
+        outputs = {value.name for value in self.model.graph.output} & set(values)
+        if not outputs and nodes:
+            # The last operations move nothing, so that the output goes by another's name.
+            outputs = {nodes[-1].output[0]}
         infos = {
             name: helper.make_tensor_value_info(name, kind, shape)
             for name, (kind, shape) in values.items()

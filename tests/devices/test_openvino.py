@@ -17,6 +17,7 @@ from devices.onnx_files import random_inputs
 from devices.runtimes import CompiledGraph, RuntimeSettings, get_runtime
 from devices.runtimes.openvino import OpenVino, _means_ms
 from latency.fusion import FusionRules
+from latency.graph_builder import GraphBuilder
 from latency.kernel import KernelGraph
 from latency.probes import build_sentinel
 
@@ -134,6 +135,15 @@ class TestExecuted:
             for data in (compiled.executed, ort.executed)
         ]
         assert madds[0] == madds[1] > 0
+
+    def test_a_network_that_ends_in_what_moves_nothing(self, runtime: OpenVino) -> None:
+        builder = GraphBuilder((1, 3, 8, 8), np.random.default_rng(0))
+        pooled = builder.global_pool("pool", builder.conv("conv", "input", 10, 3))
+        model = builder.finish(builder.flatten("flatten", pooled))
+        compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+        kernels = KernelGraph.from_compiled(model, compiled.executed).kernels
+        families = [node.kernel.family for node in kernels]
+        assert "conv_dense" in families and "global_pool" in families
 
     def test_sources_point_backwards(self, model: onnx.ModelProto, compiled: CompiledGraph) -> None:
         kernels = KernelGraph.from_compiled(model, compiled.executed).kernels
