@@ -130,7 +130,8 @@ class Recalibration:
         def fitted(pull: float) -> NDArray[np.float64]:
             towards = pull * np.diag([1 / ratio, 1 / typical])
             goal = np.concatenate([np.ones(len(rows)), towards @ [ratio, 0.0]])
-            return np.linalg.lstsq(np.concatenate([rows, towards]), goal, rcond=None)[0]
+            found = np.linalg.lstsq(np.concatenate([rows, towards]), goal, rcond=None)[0]
+            return np.asarray(found)
 
         off = rows @ fitted(_PULL) - 1
         noise = float(np.sqrt(off @ off / max(1, len(off) - 2)))
