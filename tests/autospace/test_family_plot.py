@@ -31,7 +31,7 @@ def family(simulated_card: DeviceCard) -> FamilyResult:
 def _missed(family: FamilyResult) -> FamilyResult:
     """The same, with a first member that does not keep its limits."""
     first, *others = family.members
-    best = replace(first.chosen.best, kept=False, excess=0.2)
+    best = replace(first.chosen.best, excess=0.2)
     return FamilyResult((replace(first, chosen=replace(first.chosen, best=best)), *others))
 
 
