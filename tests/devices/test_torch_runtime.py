@@ -80,6 +80,7 @@ def test_wrong_inputs_and_a_closed_model(compiled: CompiledGraph) -> None:
         loaded.run(1)
 
 
+@pytest.mark.needs_hardware  # or rather its absence
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_gpu_s_runtime_says_why() -> None:
     runtime = get_runtime("torch-cuda")
@@ -90,6 +91,7 @@ def test_without_a_gpu_the_gpu_s_runtime_says_why() -> None:
     assert gpu_state() is None
 
 
+@pytest.mark.needs_hardware
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu() -> None:
     runtime = get_runtime("torch-cuda")

@@ -182,7 +182,7 @@ class TestArguments:
 
     def test_unusable_runtime(self, tmp_path: Path) -> None:
         with pytest.raises(UnavailableError):
-            profile_device(tmp_path / "a.card", runtime="ncnn", rounds=1)
+            profile_device(tmp_path / "a.card", runtime="tensorrt", rounds=1)
         assert not list(tmp_path.iterdir())
 
     def test_missing_folder(self, tmp_path: Path) -> None:

@@ -285,10 +285,10 @@ def test_a_card_of_another_runtime_version(call: Call, folder: Path, version: st
 
 def test_benchmark_without_the_card_s_runtime(call: Call, folder: Path) -> None:
     """Nothing can be measured; the reason is the missing runtime, and how to get it is said."""
-    change_card(folder / "card", runtime="ncnn", runtime_version="1.0")
+    change_card(folder / "card", runtime="tensorrt", runtime_version="1.0")
     code, output, lines = call(*BENCHMARK, "fixed.onnx")
     assert (code, output) == (4, "")
-    assert lines[-1].startswith("autospace: error: runtime 'ncnn'"), lines
+    assert lines[-1].startswith("autospace: error: runtime 'tensorrt'"), lines
 
 
 def test_a_card_of_a_runtime_that_is_not_known(call: Call, folder: Path) -> None:
