@@ -21,8 +21,8 @@ import numpy as np
 
 from autospace.files import replacing
 from autospace.graph import INPUT
-from autospace.onnx_export import ExportCheck, write_onnx
-from devices.errors import AutospaceError, UnavailableError
+from autospace.onnx_export import ExportCheck, compared, write_onnx
+from devices.errors import UnavailableError
 
 if TYPE_CHECKING:
     import onnx
@@ -65,21 +65,6 @@ class ConvertedFile:
         }
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Images with what PyTorch says of them.
-
-    Attributes:
-        images: shape `(n, channels, size, size)`, a whole number of batches.
-        expected: PyTorch's logits, shape `(n, classes)`.
-        labels: shape `(n,)`; None where nobody knows.
-    """
-
-    images: Images
-    expected: Images
-    labels: NDArray[np.int64] | None
-
-
 def convert(
     model: onnx.ModelProto,
     kind: str,
@@ -107,34 +92,16 @@ def convert(
         UnavailableError: the runtime is not installed.
         InvalidInputError: the runtime refuses the model.
     """
-    sample = _Sample(images, expected, labels)
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    batch = _batch_of(model)
     with CONVERTERS[kind](model, path, precision) as run:
         found = np.concatenate([run(chunk) for chunk in np.split(images, len(images) // batch)])
-        check = _check(kind, sample, found, TOLERANCES[precision])
+        check = compared(found, expected, TOLERANCES[precision], f"export --{kind}")
     accuracy = None if labels is None else float((found.argmax(1) == labels).mean())
     return ConvertedFile(kind, path, check, accuracy)
 
 
-def _check(kind: str, sample: _Sample, found: Images, tolerance: float) -> ExportCheck:
-    """Compares outputs with PyTorch's.
-
-    Raises:
-        AutospaceError: they differ by more than the tolerance.
-    """
-    off = np.abs(found - sample.expected)
-    off[~np.isfinite(found)] = np.inf
-    largest = float(off.max())
-    relative = largest / max(float(np.abs(sample.expected).max()), 1e-6)
-    if not relative <= tolerance:
-        image, logit = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
-        raise AutospaceError(
-            f"export --{kind}: logit {logit} of image {image} is {found[image, logit]:.4g} where "
-            f"PyTorch has {sample.expected[image, logit]:.4g}; that differs by {relative:.2g} of "
-            f"the largest logit, more than {tolerance:g}; the file was not written"
-        )
-    same = found.argmax(1) == sample.expected.argmax(1)
-    return ExportCheck(len(found), largest, relative, float(same.mean()))
+def _batch_of(model: onnx.ModelProto) -> int:
+    return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
 
 
 # -- formats ---------------------------------------------------------------------------------------
@@ -148,7 +115,7 @@ def _onnx_file(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[R
     from devices.runtimes.base import RuntimeSettings
 
     runtime = get_runtime("onnxruntime")
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    batch = _batch_of(model)
     settings = RuntimeSettings(batch=batch)
     with tempfile.TemporaryDirectory(prefix="autospace-export-") as folder:
         written = Path(folder) / path.name
@@ -190,7 +157,7 @@ def _compiled_files(name: str) -> Converter:
         from devices.runtimes.base import RuntimeSettings
 
         runtime = get_runtime(name)
-        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        batch = _batch_of(model)
         settings = RuntimeSettings(batch=batch, precision=precision)
         compiled = runtime.compile(model.SerializeToString(), settings)
         with runtime.load(compiled, settings) as loaded:
@@ -256,7 +223,7 @@ def quantised(model: onnx.ModelProto, images: Images) -> onnx.ModelProto:
             f"export --precision int8: onnxruntime's quantisation does not load ({error}); "
             "install it with: pip install onnxruntime"
         ) from error
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    batch = _batch_of(model)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         """The images, batch by batch."""

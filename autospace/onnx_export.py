@@ -34,6 +34,7 @@ __all__ = [
     "architecture_of_onnx",
     "build_onnx",
     "check_outputs",
+    "compared",
     "filler_weights",
     "folded_weights",
     "onnx_for_cost",
@@ -314,20 +315,36 @@ def check_outputs(
         found = np.concatenate(
             [session.infer({INPUT: chunk})[0] for chunk in np.split(images, len(images) // batch)]
         )
-    difference = float(np.abs(found - expected).max())
-    relative = difference / max(float(np.abs(expected).max()), 1e-6)
-    check = ExportCheck(
-        images=len(images),
-        max_error=difference,
-        relative_error=relative,
-        agreement=float((found.argmax(1) == expected.argmax(1)).mean()),
-    )
-    if not relative <= TOLERANCE:
+    return compared(found, expected, TOLERANCE, "export")
+
+
+def compared(
+    found: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float, what: str
+) -> ExportCheck:
+    """How far a file's logits are from PyTorch's.
+
+    Args:
+        found: shape ``(n, classes)``.
+        expected: PyTorch's, of the same shape.
+        tolerance: as a part of the largest logit.
+        what: what was done, for the message.
+
+    Raises:
+        AutospaceError: they differ by more than the tolerance; the message says where.
+    """
+    off = np.abs(found - expected)
+    off[~np.isfinite(found)] = np.inf
+    largest = float(off.max())
+    relative = largest / max(float(np.abs(expected).max()), 1e-6)
+    if not relative <= tolerance:
+        image, logit = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
         raise AutospaceError(
-            f"export: outputs differ from PyTorch by {relative:.2g} of the largest logit, more "
-            f"than {TOLERANCE:g}; the file was not written"
+            f"{what}: logit {logit} of image {image} is {found[image, logit]:.4g} where PyTorch "
+            f"has {expected[image, logit]:.4g}; outputs differ from PyTorch's by {relative:.2g} "
+            f"of the largest logit, more than {tolerance:g}; the file was not written"
         )
-    return check
+    same = found.argmax(1) == expected.argmax(1)
+    return ExportCheck(len(found), largest, relative, float(same.mean()))
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:

@@ -921,7 +921,6 @@ class Exported:
     Attributes:
         path: the ONNX file.
         architecture: what it computes.
-        check: how far its outputs are from PyTorch's.
         trained: whether the weights were trained.
         warnings: to be repeated.
         files: what was written, with how far each is from PyTorch.
@@ -931,11 +930,15 @@ class Exported:
 
     path: Path
     architecture: Architecture
-    check: ExportCheck
     trained: bool
     warnings: tuple[str, ...]
-    files: tuple[ConvertedFile, ...] = ()
-    accuracy: float | None = None
+    files: tuple[ConvertedFile, ...]
+    accuracy: float | None
+
+    @property
+    def check(self) -> ExportCheck:
+        """How far the first file's outputs are from PyTorch's."""
+        return self.files[0].check
 
 
 def export(
@@ -956,7 +959,7 @@ def export(
         batch: its fixed batch size.
         data: real images for the comparison and the calibration; drawn at random if not given.
         seed: of untrained weights and random images.
-        formats: of `autospace.conversion.CONVERTERS`.
+        formats: of `autospace.conversion.CONVERTERS`, at least one.
         precision: "fp32", "fp16" or "int8".
 
     Raises:
@@ -972,7 +975,6 @@ def export(
     from autospace.onnx_export import (
         architecture_metadata,
         build_onnx,
-        check_outputs,
         folded_weights,
         outputs_of,
         whole_batches,
@@ -1022,7 +1024,6 @@ def export(
         if precision == "int8":
             warnings.append("calibrated with random images: activations of real ones may not fit")
     images = whole_batches(images, batch)
-    check = check_outputs(network, model, images, batch)
     expected = outputs_of(network, images, batch)
     lowered = model
     if precision == "fp16":
@@ -1043,9 +1044,7 @@ def export(
             )
         )  # fmt: skip
     accuracy = None if labels is None else float((expected.argmax(1) == labels).mean())
-    if formats:
-        check = files[0].check
-    return Exported(path, architecture, check, trained, tuple(warnings), tuple(files), accuracy)
+    return Exported(path, architecture, trained, tuple(warnings), tuple(files), accuracy)
 
 
 def read_network(path: Path) -> Architecture | TrainedNetwork:

@@ -34,6 +34,7 @@ from devices.runtimes.base import (
     NodeTiming,
     Runtime,
     RuntimeSettings,
+    RuntimeStatus,
 )
 from devices.wire import (
     Closed,
@@ -238,6 +239,10 @@ class ContainedRuntime(Runtime):
         label = f"runtime {self.name!r}"
         self._compiling = Child(self.inner, label)
         self._running = Child(self.inner, label)
+
+    def status(self) -> RuntimeStatus:
+        """That of the runtime that does the work."""
+        return self.here().status()
 
     def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
         """Compiles in a child; see the base class.

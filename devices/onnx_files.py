@@ -305,6 +305,28 @@ def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
+def ordered_inputs(
+    specs: tuple[InputSpec, ...], given: Mapping[str, npt.NDArray[np.generic]]
+) -> list[npt.NDArray[np.generic]]:
+    """The given arrays in the model's order.
+
+    Args:
+        specs: as from `input_specs`.
+        given: an array for each input, by its name.
+
+    Raises:
+        InvalidInputError: one is missing, or has another shape or type.
+    """
+    for name, shape, dtype in specs:
+        array = given.get(name)
+        if array is None or array.shape != shape or array.dtype.name != dtype:
+            found = "missing" if array is None else f"{array.dtype.name} {array.shape}"
+            raise InvalidInputError(
+                f"inputs {sorted(given)}: {name!r} is {found}; give {dtype} {shape}."
+            )
+    return [given[name] for name, _, _ in specs]
+
+
 def random_inputs(
     specs: tuple[InputSpec, ...], seed: int = 0
 ) -> dict[str, npt.NDArray[np.generic]]:

@@ -9,12 +9,17 @@ and loaded again for every short visit, so that memory stays bounded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from devices.errors import InvalidInputError, UnavailableError, UsageError
+from devices.errors import AutospaceError, InvalidInputError, UnavailableError, UsageError
+from devices.onnx_files import one_line
+from devices.preemption import Run, chosen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +34,7 @@ __all__ = [
     "Runtime",
     "RuntimeSettings",
     "RuntimeStatus",
+    "refusals",
 ]
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -166,6 +172,20 @@ class CompiledModel(ABC):
 
     preempted: int = 0
 
+    def counted_ms(self, runs: Sequence[Run], count: int) -> list[float]:
+        """The times that count, of the runs of one call of `run`; adds to `preempted`.
+
+        Args:
+            runs: as from `devices.preemption.timed_runs`.
+            count: how many were asked for.
+
+        Returns:
+            Milliseconds, `count` values.
+        """
+        kept = [runs[place] for place in chosen(runs, count)]
+        self.preempted += sum(run.preempted for run in kept)
+        return [run.latency_ms for run in kept]
+
     @abstractmethod
     def run(self, count: int) -> list[float]:
         """Runs the model and times each run, with nothing else switched on.
@@ -285,6 +305,36 @@ class Runtime(ABC):
             f"runtime {self.name!r}: has no files of its own; export the model as ONNX."
         )
 
+    def status_by_packages(
+        self,
+        *packages: str,
+        install: str,
+        precisions: tuple[str, ...] = ("fp32",),
+        per_op_times: bool = False,
+    ) -> RuntimeStatus:
+        """The status of a runtime that is usable where its packages are; imports none of them.
+
+        Args:
+            packages: all have to be installed; the version is the first one's.
+            install: the command that installs them.
+            precisions: of `PRECISIONS`, those that it runs.
+            per_op_times: whether it reports the time of each operation.
+        """
+        try:
+            version, *_ = [package_version(package) for package in packages]
+        except PackageNotFoundError:
+            version = None
+        return RuntimeStatus(
+            name=self.name,
+            usable=version is not None,
+            version=version,
+            reason=None if version else NOT_INSTALLED,
+            install=None if version else install,
+            precisions=precisions,
+            per_op_times=per_op_times,
+            source=self.source,
+        )
+
     def require(self, settings: RuntimeSettings | None = None) -> RuntimeStatus:
         """The status, when the runtime can be used as asked.
 
@@ -317,3 +367,19 @@ class Runtime(ABC):
                 f"compiled graph of {compiled.runtime} {compiled.version}: cannot be loaded by "
                 f"{self.name} {version}; compile the model again."
             )
+
+
+@contextmanager
+def refusals(subject: str, runtime: str) -> Iterator[None]:
+    """Whatever a runtime's own code raises becomes one line; its exceptions share no base class.
+
+    Args:
+        subject: what was being worked on, as in "model".
+        runtime: its name.
+    """
+    try:
+        yield
+    except AutospaceError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(f"{subject}: {runtime} refused ({one_line(error)}).") from error

@@ -16,77 +16,44 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from devices.contained import ContainedRuntime
-from devices.errors import AutospaceError, InvalidInputError, UnavailableError
-from devices.onnx_files import fix_shapes, input_specs, one_line, parse_onnx, random_inputs
-from devices.preemption import chosen, timed_runs
+from devices.errors import UnavailableError
+from devices.onnx_files import ordered_inputs, random_inputs
+from devices.preemption import timed_runs
 from devices.runtimes.base import (
-    NOT_INSTALLED,
     CompiledGraph,
     CompiledModel,
     NodeTiming,
-    Runtime,
     RuntimeSettings,
     RuntimeStatus,
+    refusals,
 )
+from devices.runtimes.from_torch import FromTorch
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from devices.onnx_files import InputSpec
+
 __all__ = ["ExecuTorch", "ExecuTorchHere", "ExecuTorchModel"]
 
 
-class ExecuTorchHere(Runtime):
+class ExecuTorchHere(FromTorch):
     """ExecuTorch in this process; `ExecuTorch` is the same in a child."""
 
     name: ClassVar[str] = "executorch"
     python_parts: ClassVar[tuple[str, ...]] = ("executorch.extension.pybindings.portable_lib",)
-    source: ClassVar[Literal["onnx", "torch"]] = "torch"
 
     def status(self) -> RuntimeStatus:
         """Usable when the package is installed; importing it is left for later."""
-        try:
-            version: str | None = package_version("executorch")
-        except PackageNotFoundError:
-            version = None
-        return RuntimeStatus(
-            name=self.name,
-            usable=version is not None,
-            version=version,
-            reason=None if version else NOT_INSTALLED,
-            install=None if version else "pip install 'autospace[executorch]'",
-            precisions=("fp32",),
-            per_op_times=False,
-            source=self.source,
-        )
+        return self.status_by_packages("executorch", install="pip install 'autospace[executorch]'")
 
-    def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
-        """Converts through PyTorch and lowers to XNNPACK.
-
-        Raises:
-            InvalidInputError: the model is unreadable, has dynamic dimensions, or is refused.
-            UnavailableError: the package or the precision is not available.
-        """
-        status = self.require(settings)
-        proto = fix_shapes(parse_onnx(model), settings.batch)
-        inputs = input_specs(proto)
-        from devices.onnx_to_torch import torch_module
-
-        module = torch_module(proto)
-        with _refusals("model"):
-            data = _lowered(module, inputs)
-        return CompiledGraph(
-            runtime=self.name,
-            version=status.version or "",
-            data=data,
-            inputs=inputs,
-            outputs=tuple(value.name for value in proto.graph.output),
-        )
+    def converted(self, module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
+        """Lowered to XNNPACK; see the base class."""
+        return _lowered(module, inputs)
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -113,10 +80,6 @@ class ExecuTorch(ContainedRuntime):
     source: ClassVar[Literal["onnx", "torch"]] = "torch"
     inner: ClassVar[str] = "devices.runtimes.executorch:ExecuTorchHere"
 
-    def status(self) -> RuntimeStatus:
-        """See `ExecuTorchHere.status`."""
-        return ExecuTorchHere().status()
-
 
 class ExecuTorchModel(CompiledModel):
     """One loaded program."""
@@ -131,7 +94,7 @@ class ExecuTorchModel(CompiledModel):
         self._compiled = compiled
         self._threads = settings.threads
         self._method: Any = None
-        with _quiet(), _refusals("model"):
+        with _quiet(), refusals("model", "executorch"):
             from executorch.extension.pybindings import portable_lib
 
             if portable_lib._threadpool_get_thread_count() != settings.threads:
@@ -145,11 +108,9 @@ class ExecuTorchModel(CompiledModel):
     def run(self, count: int) -> list[float]:
         """Times `count` runs; see the base class."""
         method = self._open()
-        with _refusals("model"):
+        with refusals("model", "executorch"):
             runs = timed_runs(method.execute, count, self._threads)
-        kept = [runs[place] for place in chosen(runs, count)]
-        self.preempted += sum(run.preempted for run in kept)
-        return [run.latency_ms for run in kept]
+        return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Refuses: its times of single operations are not tied to the model's nodes here.
@@ -165,7 +126,7 @@ class ExecuTorchModel(CompiledModel):
         """Runs once; see the base class."""
         method = self._open()
         tensors = self._tensors(inputs)
-        with _refusals(f"inputs {sorted(inputs)}"):
+        with refusals(f"inputs {sorted(inputs)}", "executorch"):
             method.set_inputs(tensors)
             method.execute()
             found = [tensor.numpy() for tensor in method.get_outputs(clone_outputs=True)]
@@ -181,16 +142,8 @@ class ExecuTorchModel(CompiledModel):
         import numpy as np
         import torch
 
-        tensors = []
-        for name, shape, dtype in self._compiled.inputs:
-            array = inputs.get(name)
-            if array is None or array.shape != shape or array.dtype.name != dtype:
-                given = "missing" if array is None else f"{array.dtype.name} {array.shape}"
-                raise InvalidInputError(
-                    f"inputs {sorted(inputs)}: {name!r} is {given}; give {dtype} {shape}."
-                )
-            tensors.append(torch.from_numpy(np.array(array)))
-        return tensors
+        arrays = ordered_inputs(self._compiled.inputs, inputs)
+        return [torch.from_numpy(np.array(array)) for array in arrays]
 
     def _open(self) -> Any:
         if self._method is None:
@@ -198,7 +151,7 @@ class ExecuTorchModel(CompiledModel):
         return self._method
 
 
-def _lowered(module: Any, inputs: tuple[tuple[str, tuple[int, ...], str], ...]) -> bytes:
+def _lowered(module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
     """The program file of a module."""
     import torch
 
@@ -227,13 +180,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _refusals(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except AutospaceError:
-        raise
-    except Exception as error:  # torch.export, the lowering and the runtime share no base class
-        raise InvalidInputError(f"{subject}: executorch refused ({one_line(error)}).") from error

@@ -9,83 +9,48 @@ It tells no times of single operations from Python.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from devices.contained import ContainedRuntime
-from devices.errors import AutospaceError, InvalidInputError, UnavailableError
-from devices.onnx_files import fix_shapes, input_specs, one_line, parse_onnx, random_inputs
-from devices.preemption import chosen, timed_runs
+from devices.errors import UnavailableError
+from devices.onnx_files import ordered_inputs, random_inputs
+from devices.preemption import timed_runs
 from devices.runtimes.base import (
-    NOT_INSTALLED,
     CompiledGraph,
     CompiledModel,
     NodeTiming,
-    Runtime,
     RuntimeSettings,
     RuntimeStatus,
+    refusals,
 )
+from devices.runtimes.from_torch import FromTorch
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from devices.onnx_files import InputSpec
 
 __all__ = ["LiteRt", "LiteRtHere", "LiteRtModel"]
 
 _CHANNELS_LAST = (0, 2, 3, 1)
 
 
-class LiteRtHere(Runtime):
+class LiteRtHere(FromTorch):
     """LiteRT in this process; `LiteRt` is the same in a child."""
 
     name: ClassVar[str] = "litert"
-    source: ClassVar[Literal["onnx", "torch"]] = "torch"
 
     def status(self) -> RuntimeStatus:
         """Usable when runtime and converter are installed; importing them is left for later."""
-        versions = {}
-        for package in ("ai-edge-litert", "litert-torch"):
-            try:
-                versions[package] = package_version(package)
-            except PackageNotFoundError:
-                versions[package] = ""
-        usable = all(versions.values())
-        return RuntimeStatus(
-            name=self.name,
-            usable=usable,
-            version=versions["ai-edge-litert"] if usable else None,
-            reason=None if usable else NOT_INSTALLED,
-            install=None if usable else "pip install 'autospace[litert]'",
-            precisions=("fp32",),
-            per_op_times=False,
-            source=self.source,
+        return self.status_by_packages(
+            "ai-edge-litert", "litert-torch", install="pip install 'autospace[litert]'"
         )
 
-    def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
-        """Converts through PyTorch.
-
-        Raises:
-            InvalidInputError: the model is unreadable, has dynamic dimensions, or is refused.
-            UnavailableError: the package or the precision is not available.
-        """
-        status = self.require(settings)
-        proto = fix_shapes(parse_onnx(model), settings.batch)
-        inputs = input_specs(proto)
-        from devices.onnx_to_torch import torch_module
-
-        module = torch_module(proto)
-        with _refusals("model"):
-            data = _converted(module, inputs)
-        return CompiledGraph(
-            runtime=self.name,
-            version=status.version or "",
-            data=data,
-            inputs=inputs,
-            outputs=tuple(value.name for value in proto.graph.output),
-        )
+    def converted(self, module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
+        """Converted by litert-torch; see the base class."""
+        return _converted(module, inputs)
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -112,10 +77,6 @@ class LiteRt(ContainedRuntime):
     source: ClassVar[Literal["onnx", "torch"]] = "torch"
     inner: ClassVar[str] = "devices.runtimes.litert:LiteRtHere"
 
-    def status(self) -> RuntimeStatus:
-        """See `LiteRtHere.status`."""
-        return LiteRtHere().status()
-
 
 class LiteRtModel(CompiledModel):
     """One interpreter."""
@@ -130,7 +91,7 @@ class LiteRtModel(CompiledModel):
         self._compiled = compiled
         self._threads = settings.threads
         self._interpreter: Any = None
-        with _refusals("model"):
+        with refusals("model", "litert"):
             from ai_edge_litert.interpreter import Interpreter
 
             self._interpreter = Interpreter(
@@ -152,11 +113,9 @@ class LiteRtModel(CompiledModel):
     def run(self, count: int) -> list[float]:
         """Times `count` runs; see the base class."""
         interpreter = self._open()
-        with _refusals("model"):
+        with refusals("model", "litert"):
             runs = timed_runs(interpreter.invoke, count, self._threads)
-        kept = [runs[place] for place in chosen(runs, count)]
-        self.preempted += sum(run.preempted for run in kept)
-        return [run.latency_ms for run in kept]
+        return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Refuses: LiteRT tells no times of single operations from Python.
@@ -169,7 +128,7 @@ class LiteRtModel(CompiledModel):
     def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
         """Runs once; see the base class."""
         interpreter = self._open()
-        with _refusals(f"inputs {sorted(inputs)}"):
+        with refusals(f"inputs {sorted(inputs)}", "litert"):
             self._feed(inputs)
             interpreter.invoke()
             return [interpreter.get_tensor(place) for place in self._outputs]
@@ -181,15 +140,9 @@ class LiteRtModel(CompiledModel):
     def _feed(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
         import numpy as np
 
-        specs = self._compiled.inputs
-        for place, (name, shape, dtype) in zip(self._inputs, specs, strict=True):
-            array = inputs.get(name)
-            if array is None or array.shape != shape or array.dtype.name != dtype:
-                given = "missing" if array is None else f"{array.dtype.name} {array.shape}"
-                raise InvalidInputError(
-                    f"inputs {sorted(inputs)}: {name!r} is {given}; give {dtype} {shape}."
-                )
-            laid = array.transpose(_CHANNELS_LAST) if len(shape) == 4 else array
+        arrays = ordered_inputs(self._compiled.inputs, inputs)
+        for place, array in zip(self._inputs, arrays, strict=True):
+            laid = array.transpose(_CHANNELS_LAST) if array.ndim == 4 else array
             self._interpreter.set_tensor(place, np.ascontiguousarray(laid))
 
     def _open(self) -> Any:
@@ -198,7 +151,7 @@ class LiteRtModel(CompiledModel):
         return self._interpreter
 
 
-def _converted(module: Any, inputs: tuple[tuple[str, tuple[int, ...], str], ...]) -> bytes:
+def _converted(module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
     """The model file of a module, with the channels of its images last."""
     import tempfile
     from pathlib import Path
@@ -222,13 +175,3 @@ def _converted(module: Any, inputs: tuple[tuple[str, tuple[int, ...], str], ...]
             path = Path(folder, "model.tflite")
             made.export(str(path))
             return path.read_bytes()
-
-
-@contextmanager
-def _refusals(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except AutospaceError:
-        raise
-    except Exception as error:  # the converter and the interpreter raise what they like
-        raise InvalidInputError(f"{subject}: litert refused ({one_line(error)}).") from error

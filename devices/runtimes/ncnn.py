@@ -14,8 +14,6 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,13 +24,13 @@ from devices.onnx_files import (
     fix_shapes,
     input_specs,
     one_line,
+    ordered_inputs,
     parse_onnx,
     random_inputs,
     to_bytes,
 )
-from devices.preemption import chosen, timed_runs
+from devices.preemption import timed_runs
 from devices.runtimes.base import (
-    NOT_INSTALLED,
     CompiledGraph,
     CompiledModel,
     NodeTiming,
@@ -61,22 +59,8 @@ class NcnnHere(Runtime):
 
     def status(self) -> RuntimeStatus:
         """Usable when both packages are installed; importing them is left for later."""
-        versions = {}
-        for package in ("ncnn", "pnnx"):
-            try:
-                versions[package] = package_version(package)
-            except PackageNotFoundError:
-                versions[package] = ""
-        usable = all(versions.values())
-        return RuntimeStatus(
-            name=self.name,
-            usable=usable,
-            version=versions["ncnn"] if usable else None,
-            reason=None if usable else NOT_INSTALLED,
-            install=None if usable else "pip install 'autospace[ncnn]'",
-            precisions=("fp32", "fp16"),
-            per_op_times=False,
-            source=self.source,
+        return self.status_by_packages(
+            "ncnn", "pnnx", install="pip install 'autospace[ncnn]'", precisions=("fp32", "fp16")
         )
 
     def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
@@ -128,10 +112,6 @@ class Ncnn(ContainedRuntime):
     name: ClassVar[str] = "ncnn"
     inner: ClassVar[str] = "devices.runtimes.ncnn:NcnnHere"
 
-    def status(self) -> RuntimeStatus:
-        """See `NcnnHere.status`."""
-        return NcnnHere().status()
-
 
 class NcnnModel(CompiledModel):
     """One loaded network."""
@@ -178,9 +158,7 @@ class NcnnModel(CompiledModel):
         """Times `count` runs; see the base class."""
         self._open()
         runs = timed_runs(lambda: self._outputs(self._feed), count, self._threads)
-        kept = [runs[place] for place in chosen(runs, count)]
-        self.preempted += sum(run.preempted for run in kept)
-        return [run.latency_ms for run in kept]
+        return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Refuses: ncnn tells no times of single layers from Python.
@@ -227,14 +205,8 @@ class NcnnModel(CompiledModel):
         import numpy as np
 
         mats = []
-        for name, shape, dtype in self._compiled.inputs:
-            array = inputs.get(name)
-            if array is None or array.shape != shape or array.dtype.name != dtype:
-                given = "missing" if array is None else f"{array.dtype.name} {array.shape}"
-                raise InvalidInputError(
-                    f"inputs {sorted(inputs)}: {name!r} is {given}; give {dtype} {shape}."
-                )
-            single = array[0] if shape and shape[0] == 1 and len(shape) > 1 else array
+        for array in ordered_inputs(self._compiled.inputs, inputs):
+            single = array[0] if array.ndim > 1 and array.shape[0] == 1 else array
             mats.append(ncnn.Mat(np.ascontiguousarray(single)).clone())
         return mats
 

@@ -13,8 +13,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,7 +28,6 @@ from devices.onnx_files import (
 )
 from devices.preemption import Run, chosen, timed_runs, without_waiting
 from devices.runtimes.base import (
-    NOT_INSTALLED,
     CompiledGraph,
     CompiledModel,
     NodeTiming,
@@ -73,19 +70,8 @@ class OnnxRuntime(Runtime):
 
     def status(self) -> RuntimeStatus:
         """Usable when the package is installed; importing it is left for later."""
-        try:
-            version: str | None = package_version("onnxruntime")
-        except PackageNotFoundError:
-            version = None
-        return RuntimeStatus(
-            name=self.name,
-            usable=version is not None,
-            version=version,
-            reason=None if version else NOT_INSTALLED,
-            install=None if version else "pip install onnxruntime",
-            precisions=("fp32",),
-            per_op_times=True,
-            source=self.source,
+        return self.status_by_packages(
+            "onnxruntime", install="pip install onnxruntime", per_op_times=True
         )
 
     def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
@@ -153,9 +139,7 @@ class OnnxRuntimeModel(CompiledModel):
         with _refusals("model"):
             runs = timed_runs(lambda: session.run(None, feed), count, self._settings.threads)
         self._runs += len(runs)
-        kept = [runs[place] for place in chosen(runs, count)]
-        self.preempted += sum(run.preempted for run in kept)
-        return [run.latency_ms for run in kept]
+        return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Times each node in `count` runs; see the base class."""

@@ -21,8 +21,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,9 +35,8 @@ from devices.onnx_files import (
     random_inputs,
     to_bytes,
 )
-from devices.preemption import Run, chosen, timed_runs, without_waiting
+from devices.preemption import Run, timed_runs, without_waiting
 from devices.runtimes.base import (
-    NOT_INSTALLED,
     CompiledGraph,
     CompiledModel,
     NodeTiming,
@@ -122,19 +119,8 @@ class OpenVino(Runtime):
 
     def status(self) -> RuntimeStatus:
         """Usable when the package is installed; importing it is left for later."""
-        try:
-            version: str | None = package_version("openvino")
-        except PackageNotFoundError:
-            version = None
-        return RuntimeStatus(
-            name=self.name,
-            usable=version is not None,
-            version=version,
-            reason=None if version else NOT_INSTALLED,
-            install=None if version else "pip install 'autospace[openvino]'",
-            precisions=("fp32",),
-            per_op_times=True,
-            source=self.source,
+        return self.status_by_packages(
+            "openvino", install="pip install 'autospace[openvino]'", per_op_times=True
         )
 
     def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
@@ -200,9 +186,7 @@ class OpenVinoModel(CompiledModel):
     def run(self, count: int) -> list[float]:
         """Times `count` runs; see the base class."""
         runs = self._timed(count)
-        kept = [runs[place] for place in chosen(runs, count)]
-        self.preempted += sum(run.preempted for run in kept)
-        return [run.latency_ms for run in kept]
+        return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Mean times of each operation over `count` runs, twice; see the base class.

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.contained import ContainedRuntime
 from devices.engine_layers import engine_layers, executed_by_engine, layer_timings
-from devices.errors import AutospaceError, InvalidInputError, UnavailableError
+from devices.errors import InvalidInputError, UnavailableError
 from devices.onnx_files import (
     fix_shapes,
     input_specs,
     name_nodes,
     one_line,
+    ordered_inputs,
     parse_onnx,
     random_inputs,
     to_bytes,
@@ -42,6 +43,7 @@ from devices.runtimes.base import (
     Runtime,
     RuntimeSettings,
     RuntimeStatus,
+    refusals,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ class TensorRtHere(Runtime):
         status = self.require(settings)
         proto = name_nodes(fix_shapes(parse_onnx(model), settings.batch))
         typed = typed_model(proto, settings.precision)
-        with _refusals("model"), _gpu() as stamp:
+        with refusals("model", "tensorrt"), _gpu() as stamp:
             engine, information = self._built(to_bytes(typed))
         return CompiledGraph(
             runtime=self.name,
@@ -165,10 +167,6 @@ class TensorRt(ContainedRuntime):
     inner: ClassVar[str] = "devices.runtimes.tensorrt:TensorRtHere"
     compile_limit_s = 900.0
 
-    def status(self) -> RuntimeStatus:
-        """See `TensorRtHere.status`."""
-        return TensorRtHere().status()
-
 
 class TensorRtModel(CompiledModel):
     """One engine with its buffers."""
@@ -195,7 +193,7 @@ class TensorRtModel(CompiledModel):
         self._gpu = self._device.retain_primary_context()
         self._gpu.push()
         try:
-            with _refusals("model"):
+            with refusals("model", "tensorrt"):
                 runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
                 self._engine = runtime.deserialize_cuda_engine(plan)
                 self._context = self._engine.create_execution_context()
@@ -301,13 +299,8 @@ class TensorRtModel(CompiledModel):
     def _feed(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
         import pycuda.driver as cuda
 
-        for name, shape, dtype in self._compiled.inputs:
-            array = inputs.get(name)
-            if array is None or array.shape != shape or array.dtype.name != dtype:
-                given = "missing" if array is None else f"{array.dtype.name} {array.shape}"
-                raise InvalidInputError(
-                    f"inputs {sorted(inputs)}: {name!r} is {given}; give {dtype} {shape}."
-                )
+        specs = self._compiled.inputs
+        for (name, _, _), array in zip(specs, ordered_inputs(specs, inputs), strict=True):
             self._host[name][...] = array
             cuda.memcpy_htod_async(self._buffers[name], self._host[name], self._stream)
         self._stream.synchronize()
@@ -318,7 +311,7 @@ class TensorRtModel(CompiledModel):
             raise UnavailableError("model: already closed; load it again.")
         self._gpu.push()
         try:
-            with _refusals("model"):
+            with refusals("model", "tensorrt"):
                 yield
         finally:
             self._gpu.pop()
@@ -417,16 +410,6 @@ def _gpu() -> Iterator[dict[str, Any]]:
     finally:
         context.pop()
         context.detach()
-
-
-@contextmanager
-def _refusals(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except AutospaceError:
-        raise
-    except Exception as error:  # TensorRT's, pycuda's and CUDA's share no base class
-        raise InvalidInputError(f"{subject}: tensorrt refused ({one_line(error)}).") from error
 
 
 def _version(package: str) -> str | None:

@@ -30,7 +30,7 @@ from devices.onnx_files import (
     random_inputs,
     to_bytes,
 )
-from devices.preemption import chosen, timed_runs
+from devices.preemption import timed_runs
 from devices.runtimes.base import (
     NOT_INSTALLED,
     CompiledGraph,
@@ -166,9 +166,7 @@ class TorchModel(CompiledModel):
         module, given = self._open(), self._given
         with self._ready():
             runs = timed_runs(lambda: module(*given), count, self._settings.threads)
-        kept = [runs[place] for place in chosen(runs, count)]
-        self.preempted += sum(run.preempted for run in kept)
-        return [run.latency_ms for run in kept]
+        return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Refuses; see the base class.
