@@ -49,13 +49,16 @@ def test_they_are_kernels_of_their_own() -> None:
 
 def test_the_product_is_slower_on_this_machine() -> None:
     engine = get_runtime("onnxruntime")
-    times = {}
-    for value in (-100.0, -10.0):
-        model = masked(value, side=64)
-        compiled = engine.compile(model.SerializeToString(), SETTINGS)
-        with engine.load(compiled, SETTINGS) as loaded:
-            loaded.run(5)
-            times[value] = min(loaded.run(30))
+    times = {-100.0: float("inf"), -10.0: float("inf")}
+    compiled = {
+        value: engine.compile(masked(value, side=64).SerializeToString(), SETTINGS)
+        for value in times
+    }
+    for _ in range(10):  # in turn, so that a slow phase of the machine hits both
+        for value, graph_ in compiled.items():
+            with engine.load(graph_, SETTINGS) as loaded:
+                loaded.run(5)
+                times[value] = min(times[value], *loaded.run(30))
     # On a processor that takes denormals at full speed the marks do no harm.
     assert times[-100.0] > 0.8 * times[-10.0]
 
