@@ -13,6 +13,7 @@ from benchmarks.expected_latency import measure, mobile_table
 from benchmarks.networks import Network
 from devices.onnx_files import fix_shapes, parse_skeleton, read_onnx, to_bytes
 from devices.runtimes import get_runtime
+from latency.blas_threads import one_blas_thread
 from latency.card import DeviceCard
 from latency.executed import executed_here
 from latency.kernel import KernelGraph
@@ -41,13 +42,11 @@ def prediction_speed(
         a slow network; its mean parts in milliseconds (reading the model's bytes, matching the
         compiled graph to it, predicting); and the number of nodes of the median network.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
     settings = predictor.card.settings
     engine = get_runtime(predictor.card.runtime)
     files = [n for n in networks if n.name in {t.name for t in truths} and n.path.is_file()]
     places = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
-    with threadpool_limits(1):
+    with one_blas_thread():
         predictor.predict_graph(truths[0].graph)
         started = perf_counter()
         for truth in truths:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from devices.errors import InvalidInputError, UnavailableError
 from devices.preemption import busy_warning
+from latency.blas_threads import one_blas_thread
 from latency.card import ANCHOR, CHOSEN, WHOLE
 from latency.context import Context, Surroundings
 from latency.covariance import Covariance
@@ -321,13 +322,10 @@ class Predictor:
         Raises:
             InvalidInputError: nothing was measured in the card yet.
         """
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
         table = KernelTable.from_card(card, quick=quick)
         if not table.networks:
             raise InvalidInputError(f"{card.path}: nothing measured yet; run profile-device again.")
-        # Small matrices on few cores: threads of the linear algebra only get in each other's way.
-        with threadpool_limits(1):
+        with one_blas_thread():
             return cls(card, **_Fitting(table, quick).results())
 
     def predict(

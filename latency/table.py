@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from devices.measurement import FEW_VISITS
+from latency.blas_threads import one_blas_thread
 from latency.context import Context, contexts
 
 if TYPE_CHECKING:
@@ -245,12 +246,9 @@ def _worked_out(
     networks: Sequence[CardNetwork], latencies: Sequence[tuple[float, float]], quick: bool
 ) -> Sequence[WorkedOut]:
     """Time of each kernel of each network, from the latencies of all."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
     from latency.whole_times import WholeNetwork, kernel_times
 
-    # Small matrices on few cores: threads of the linear algebra only get in each other's way.
-    with threadpool_limits(1):
+    with one_blas_thread():
         return kernel_times(
             [
                 WholeNetwork(network.kernels, network.sources, whole_ms, noise)
