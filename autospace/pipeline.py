@@ -28,7 +28,7 @@ from autospace.skeleton import Skeleton, find_skeleton
 from autospace.space import Architecture, SearchSpace
 from autospace.training import TrainedNetwork
 from devices.errors import BudgetError, InvalidInputError, UsageError
-from devices.measurement import Measurement
+from devices.measurement import Measurement, slow_warning
 
 __all__ = ["STAGES", "Reporter", "newest_network", "run_pipeline"]
 
@@ -374,11 +374,16 @@ def _benchmark(run: _Run, progress: Progress) -> None:
             seed=run.config.seed + attempt,
             progress=progress,
         )
-        measured = result.models[0].measured
-        if limit_ms is None or not measured.latency_ms <= limit_ms < measured.upper_ms():
+        if limit_ms is None or not _undecided(result.models[0].measured, limit_ms):
             break
     result.save(run.path("benchmark.json"))
     _write_verdict(run, result.models[0])
+
+
+def _undecided(measured: Measurement, limit_ms: float) -> bool:
+    """Whether more visits may show that a limit is kept after all."""
+    low_ms = measured.low_ms if measured.corrected else measured.latency_ms
+    return low_ms <= limit_ms < measured.upper_ms()
 
 
 def _limits(run: _Run) -> list[dict[str, Any]]:
@@ -411,6 +416,9 @@ def _write_verdict(run: _Run, measured: steps.BenchmarkedModel | None) -> None:
         warning.replace(str(card), card.name)
         for warning in (*device.warnings, *(prediction.warnings if prediction else ()))
     ]
+    slow = slow_warning([measurement] if measurement else [])
+    if slow is not None:
+        warnings.append(slow)
     if measured is None:
         warnings.append("no network of the space kept the limits; this is the nearest one")
     write_json(
@@ -427,6 +435,7 @@ def _write_verdict(run: _Run, measured: steps.BenchmarkedModel | None) -> None:
             "measured_ms": measurement.latency_ms if measurement else None,
             "measured_low_ms": measurement.low_ms if measurement else None,
             "measured_high_ms": measurement.high_ms if measurement else None,
+            "slow": slow,
             "limits": limits,
             "data": run.data.description,
             "target": f"{run.target.name} at {run.target.resolution}×{run.target.resolution}",
@@ -469,7 +478,8 @@ def check_verdict(verdict: dict[str, Any]) -> None:
             f"{format_cost(one['metric'], one['value'])}"
             for one in missed
         ]
-        raise BudgetError(f"budget not kept: {' and '.join(parts)}; raise the limit and run again")
+        remedy = verdict.get("slow") or "raise the limit and run again"
+        raise BudgetError(f"budget not kept: {' and '.join(parts)}; {remedy}")
     if not verdict["kept"]:
         raise BudgetError("budget not kept: the search found no network; see the report")
 

@@ -75,6 +75,7 @@ __all__ = [
 
 _PROXY_RESOLUTION = 64
 _VISITS = 12
+_PATIENCE_S = 60.0
 _CANDIDATE_VISITS = 48
 """To each candidate of a search: what its bound is above it is lost of the limit."""
 _MISSING_ROUNDS = 6
@@ -111,7 +112,11 @@ class Device:
         seed: int = 0,
         progress: Progress = silent,
     ) -> dict[str, Measurement]:
-        """Measures models on this device, interleaved."""
+        """Measures models on this device, interleaved.
+
+        A machine that is slower than when it was profiled is waited for: as long as the profile
+        took, and a minute at most.
+        """
         from latency import measure_models
 
         return measure_models(
@@ -121,6 +126,7 @@ class Device:
             visits=visits,
             seed=seed,
             reference_ms=self.card.sentinel_reference_ms,
+            patience_s=min(_PATIENCE_S, self.card.elapsed_s),
             progress=progress,
         )
 
@@ -765,7 +771,11 @@ class _Asked:
     def result(
         self, chosen: Chosen, searched: SearchedNet, warnings: Sequence[str]
     ) -> SearchResult:
+        from devices.measurement import slow_warning
+
         best = chosen.best
+        if best.measured and (slow := slow_warning([best.measured])) is not None:
+            warnings = [*warnings, slow]
         architecture = replace(
             best.architecture,
             provenance={
@@ -1154,6 +1164,7 @@ def benchmark(
         UnavailableError: the card's runtime is not installed.
     """
     from devices.errors import MismatchError
+    from devices.measurement import slow_warning
     from devices.runtimes import get_runtime
     from latency import Predictor
     from latency.measure import naming
@@ -1171,10 +1182,11 @@ def benchmark(
         with naming(name):
             predicted[name] = predictor.predict(model)
     measured = device.measure(loaded, visits=visits, seed=seed, progress=progress)
+    slow = slow_warning(measured.values())
     return Benchmark(
         tuple(BenchmarkedModel(name, predicted[name], measured[name]) for name in loaded),
         device.description,
-        device.warnings,
+        device.warnings if slow is None else (*device.warnings, slow),
     )
 
 

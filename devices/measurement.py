@@ -13,13 +13,14 @@ sentinel itself changed by more than `STEADY_RATIO` is left out unless nothing e
 - Else: the median of the corrected values of all visits.
 
 Slow phases do not hit every network as they hit the sentinel, so that corrected values of slow
-visits are used only where there is nothing better; see docs/adr/0010-measuring-with-a-sentinel.md.
+visits are used only where there is nothing better, and with a wider interval; see
+docs/adr/0010-measuring-with-a-sentinel.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
@@ -42,7 +43,9 @@ __all__ = [
     "Measurement",
     "Visit",
     "latency_statistic",
+    "quiet_enough",
     "sentinel_reference",
+    "slow_warning",
 ]
 
 ACCEPT_RATIO = 1.06
@@ -58,6 +61,9 @@ _BOOTSTRAPS = 400
 _FLOOR_AT_8_VISITS = 0.013
 """Standard error of the logarithm that 8 visits cannot go below on a real machine: the 90th
 percentile of the disagreement of two halves of 8 visits was 3 %, that is 1.3 % for one half."""
+_CORRECTION_DEVIATION = 0.3
+"""Standard deviation, over networks, of the slope of log time over log slowdown of the sentinel:
+0.72 in the median, from 0.41 to 1.39 (docs/adr/0010-measuring-with-a-sentinel.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,10 @@ class Visit:
         """How much slower than at its best the machine was; 1.0 is undisturbed."""
         return self.sentinel_ms / reference_ms
 
+    def accepted(self, reference_ms: float) -> bool:
+        """Whether the sentinel found the machine as fast as it can be."""
+        return self.steady and self.slowdown(reference_ms) <= ACCEPT_RATIO
+
 
 def sentinel_reference(times_ms: Sequence[float]) -> float:
     """What the sentinel takes on the undisturbed device: the 10th percentile of its times.
@@ -128,6 +138,17 @@ def sentinel_reference(times_ms: Sequence[float]) -> float:
     if not times_ms:
         raise InvalidInputError("sentinel series: empty; measure again.")
     return _quantile(sorted(times_ms), _LOW_QUANTILE)
+
+
+def quiet_enough(visits: Sequence[Visit], reference_ms: float) -> bool:
+    """Whether a quarter of the visits was accepted, and `FEW_VISITS` where there are so many.
+
+    Args:
+        visits: to one model, at least one.
+        reference_ms: the sentinel's time on the undisturbed device.
+    """
+    accepted = sum(visit.accepted(reference_ms) for visit in visits)
+    return accepted >= min(FEW_VISITS, len(visits)) and accepted * 4 >= len(visits)
 
 
 def latency_statistic(
@@ -260,8 +281,17 @@ class Measurement:
     @property
     def accepted(self) -> int:
         """How many visits the sentinel accepts: that found the machine as fast as it can be."""
-        _, slowdowns, steady = self._columns
-        return sum(ok and s <= ACCEPT_RATIO for s, ok in zip(slowdowns, steady, strict=True))
+        return sum(visit.accepted(self.sentinel_reference_ms) for visit in self.visits)
+
+    @property
+    def slowdown(self) -> float:
+        """How much slower than at its best the machine was, median over the visits."""
+        return _quantile(sorted(self._columns[1]), 0.5)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether `latency_ms` had to be worked out from visits to a slow machine."""
+        return self.accepted < FEW_VISITS and self.slowdown > ACCEPT_RATIO
 
     @property
     def disturbed(self) -> bool:
@@ -333,7 +363,8 @@ class Measurement:
         """Standard error of the logarithm of `latency_ms`, from a bootstrap over the visits.
 
         On a real machine never below what was seen between two halves of as many visits: a few
-        visits that agree by luck prove little.
+        visits that agree by luck prove little. Where it had to be corrected for a slow machine,
+        what that is off by is added.
         """
         import numpy as np
 
@@ -342,7 +373,8 @@ class Measurement:
         picks = np.random.default_rng(0).integers(0, count, size=(_BOOTSTRAPS, count))
         replicas = _statistic(values[picks], slowdowns[picks], steady[picks])
         floor = 0.0 if self.simulated else _FLOOR_AT_8_VISITS * math.sqrt(8 / count)
-        return math.hypot(float(np.log(replicas).std()), floor)
+        off = _CORRECTION_DEVIATION * math.log(self.slowdown) if self.corrected else 0.0
+        return math.hypot(float(np.log(replicas).std()), floor, off)
 
     @cached_property
     def _columns(self) -> tuple[list[float], list[float], list[bool]]:
@@ -358,6 +390,20 @@ class Measurement:
 
     def _bound(self, deviations: float) -> float:
         return self.latency_ms * math.exp(deviations * self.standard_error)
+
+
+def slow_warning(measurements: Iterable[Measurement]) -> str | None:
+    """What to tell where the machine was slower than when its card was made; None where not."""
+    slow = [one for one in measurements if one.corrected]
+    if not slow:
+        return None
+    worst = max(slow, key=lambda one: one.slowdown)
+    return (
+        f"the machine was {worst.slowdown:.2f} times slower than when it was profiled, while "
+        f"{worst.name} was measured; its latency is corrected for that, ±"
+        f"{_CORRECTION_DEVIATION * math.log(worst.slowdown):.0%}: measure again when it is quiet, "
+        "or profile it anew."
+    )
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

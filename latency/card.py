@@ -340,6 +340,11 @@ class DeviceCard:
         return sentinel_reference(times)
 
     @property
+    def elapsed_s(self) -> float:
+        """How long was measured for it."""
+        return float(self._meta.get("elapsed_s", 0.0))
+
+    @property
     def preempted(self) -> float:
         """Share of the runs, mean over all visits, that lost their processor to another program."""
         kept = self._meta.get("preempted")

@@ -105,6 +105,10 @@ def command(
             )  # fmt: skip
         found = {f"{row.model} in {row.runtime}": row.measured for row in result.rows}
     result.save(output)
+    if isinstance(result, step.Benchmark):
+        for warning in result.warnings:
+            if warning not in opened.warnings:
+                session.note(f"warning: {warning}")
     busiest = max((measured.preempted for measured in found.values()), default=0.0)
     if (busy := busy_warning(busiest)) is not None:
         session.note(f"warning: {busy}")

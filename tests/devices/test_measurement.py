@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.errors import InvalidInputError
-from devices.measurement import Measurement, Visit, latency_statistic, sentinel_reference
+from devices.measurement import (
+    Measurement,
+    Visit,
+    latency_statistic,
+    quiet_enough,
+    sentinel_reference,
+    slow_warning,
+)
 
 times = st.floats(min_value=1e-3, max_value=1e3)
 
@@ -114,6 +121,27 @@ class TestMeasurement:
         slow = Visit((1.0,), 2.0, 2.0)
         assert measurement([slow] * 7 + [quiet(1.0)]).disturbed
         assert not measurement([slow, quiet(1.0)]).disturbed
+
+    def test_a_correction_widens_the_interval(self) -> None:
+        slow = [Visit((1.4,), 1.4, 1.4)] * 10
+        corrected, known = measurement(slow), measurement([quiet(1.0)] * 10)
+        assert corrected.corrected and corrected.latency_ms == pytest.approx(known.latency_ms)
+        assert corrected.standard_error > 0.3 * math.log(1.4) > 5 * known.standard_error
+        enough = measurement([*slow, quiet(1.0), quiet(1.0), quiet(1.0)])
+        assert not enough.corrected and enough.standard_error < 0.05
+
+    def test_what_is_told_of_a_slow_machine(self) -> None:
+        slow = Visit((1.4,), 1.4, 1.4)
+        assert slow_warning([measurement([quiet(1.0)] * 4)]) is None
+        told = slow_warning([measurement([quiet(1.0)] * 4), measurement([slow] * 4)])
+        assert told is not None and "1.40 times slower" in told and "±10%" in told
+
+    def test_quiet_enough(self) -> None:
+        slow, fast = Visit((1.0,), 2.0, 2.0), quiet(1.0)
+        assert quiet_enough([fast], 1.0) and not quiet_enough([slow], 1.0)
+        assert not quiet_enough([fast, fast, slow], 1.0)
+        assert quiet_enough([fast] * 3 + [slow] * 9, 1.0)
+        assert not quiet_enough([fast] * 3 + [slow] * 10, 1.0)
 
     def test_disturbed_when_runs_kept_losing_their_core(self) -> None:
         lost = Visit((1.0,), 1.0, 1.0, preempted=1.0)

@@ -8,7 +8,7 @@ from devices.errors import InvalidInputError, UnavailableError, UsageError
 from devices.measurement import Visit
 from devices.runtimes import RuntimeSettings, get_runtime
 from devices.runtimes.base import NodeTiming
-from devices.runtimes.simulated import SimulatedRuntime
+from devices.runtimes.simulated import SimulatedModel, SimulatedRuntime
 from latency import measure_models
 from latency.kernel import Kernel, KernelGraph, KernelNode
 from latency.measure import (
@@ -50,6 +50,51 @@ def test_a_known_reference_corrects_a_wholly_slow_series(network: onnx.ModelProt
     half = plain.sentinel_reference_ms / 2
     corrected = measure_models({"a": network}, runtime="simulated", visits=2, reference_ms=half)
     assert corrected["a"].latency_ms == pytest.approx(plain.latency_ms / 2)
+
+
+class Phases(SimulatedRuntime):
+    """Half as fast as it can be for so many loadings, like a machine beside another's work."""
+
+    def __init__(self, loadings: int) -> None:
+        super().__init__()
+        self.left = loadings
+
+    def load(self, *arguments, **options):
+        outer = self
+
+        class Model(SimulatedModel):
+            def run(self, count: int) -> list[float]:
+                return [time_ms * (2 if outer.left > 0 else 1) for time_ms in super().run(count)]
+
+        self.left -= 1
+        model = super().load(*arguments, **options)
+        model.__class__ = Model
+        return model
+
+
+def test_a_slow_machine_is_waited_for(network: onnx.ModelProto) -> None:
+    plain = measure_models({"a": network}, runtime="simulated", visits=2)["a"]
+    reference_ms = plain.sentinel_reference_ms
+
+    def found(patience_s: float, loadings: int = 4):
+        said: list[str] = []
+        measured = measure_models(
+            {"a": network},
+            runtime=Phases(loadings),
+            visits=2,
+            reference_ms=reference_ms,
+            patience_s=patience_s,
+            progress=lambda share, text: said.append(text),
+        )
+        return measured["a"], said
+
+    hasty, _ = found(0.0)
+    assert hasty.corrected and len(hasty.visits) == 2
+    patient, said = found(0.6, loadings=100)
+    assert patient.corrected and any("waiting" in text and "2.00 times" in text for text in said)
+    patient, said = found(20.0, loadings=3)  # the sentinel's, and a visit's
+    assert not patient.corrected and patient.latency_ms == pytest.approx(plain.latency_ms)
+    assert len(patient.visits) == 4
 
 
 def test_progress_ends_at_one(network: onnx.ModelProto) -> None:
