@@ -393,13 +393,13 @@ class Measurement:
 
 
 def slow_warning(measurements: Iterable[Measurement]) -> str | None:
-    """What to tell where the machine was slower than when its card was made; None where not."""
+    """What to tell where the machine was never as fast as its card knows it; None where it was."""
     slow = [one for one in measurements if one.corrected]
     if not slow:
         return None
     worst = max(slow, key=lambda one: one.slowdown)
     return (
-        f"the machine was {worst.slowdown:.2f} times slower than when it was profiled, while "
+        f"the machine was {worst.slowdown:.2f} times slower than it can be, while "
         f"{worst.name} was measured; its latency is corrected for that, ±"
         f"{_CORRECTION_DEVIATION * math.log(worst.slowdown):.0%}: measure again when it is quiet, "
         "or profile it anew."

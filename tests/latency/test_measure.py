@@ -52,6 +52,14 @@ def test_a_known_reference_corrects_a_wholly_slow_series(network: onnx.ModelProt
     assert corrected["a"].latency_ms == pytest.approx(plain.latency_ms / 2)
 
 
+def test_a_reference_of_a_slow_phase_does_not_count(network: onnx.ModelProto) -> None:
+    plain = measure_models({"a": network}, runtime="simulated", visits=4)["a"]
+    slow_ms = plain.sentinel_reference_ms * 1.1
+    found = measure_models({"a": network}, runtime="simulated", visits=4, reference_ms=slow_ms)
+    assert found["a"].sentinel_reference_ms == plain.sentinel_reference_ms
+    assert found["a"].latency_ms == plain.latency_ms
+
+
 class Phases(SimulatedRuntime):
     """Half as fast as it can be for so many loadings, like a machine beside another's work."""
 
