@@ -37,6 +37,7 @@ from autospace.checkpoint import (
     saved_state,
 )
 from autospace.checks import check_rules, finite_loss
+from autospace.clipping import clip_gradients
 from autospace.cost import Cost, Limit, check_reachable, format_cost, reference_cost
 from autospace.data import Data
 from autospace.distributed import ALONE, Ranks, share_norms
@@ -75,6 +76,7 @@ _CHAIN = ((1, 0), (2, 1), (3, 2))
 _KIND = "autospace.evolution"
 LayerFunction = tuple[int, ...]
 _LEAST_RATE = 0.2
+_LAST_LOSSES = 10
 _MOST_CELLS = 500
 """In a population: there are only so many that compute something different."""
 _SPREAD = 3.0
@@ -99,6 +101,7 @@ class EvolutionOptions:
         batch: images in a step.
         learning_rate: of the weights (SGD, Nesterov momentum 0.9, cosine to a fifth).
         weight_decay: of the weights.
+        clipping: of the weights' gradients, see `autospace.clipping`; 0 for none.
         alpha_rate: size of an α step, relative to the running scale of its gradients.
         momentum: of the values' moving average (Eq. 5): 0 overwrites.
         inherit: how far a mutant's first value is its parent's; at 0 it is the median of the
@@ -130,6 +133,7 @@ class EvolutionOptions:
     batch: int = 64
     learning_rate: float = 0.1
     weight_decay: float = 4e-5
+    clipping: float = 0.1
     alpha_rate: float = 0.05
     momentum: float = 0.5
     inherit: float = 0.5
@@ -176,6 +180,7 @@ class EvolutionOptions:
                     0 < self.learning_rate < float("inf"),
                     f"learning_rate {self.learning_rate}: above 0 and finite",
                 ),
+                (self.clipping >= 0, f"clipping {self.clipping}: at least 0"),
                 (self.kept >= 1, f"kept {self.kept}: at least 1"),
                 (
                     self.references in ("stay", "compete", "none"),
@@ -463,6 +468,7 @@ class _Evolution:
         value = finite_loss(self.ranks.total(loss), f"evolve, weight step {step}")
         loss.backward()  # type: ignore[no-untyped-call]
         self.ranks.sum(own.grad for own in self.net.parameters() if own.grad is not None)
+        clip_gradients(self.net.parameters(), self.options.clipping)
         self.optimizer.step()
         return value
 
@@ -774,12 +780,20 @@ def evolve_space(
             "options": asdict(options),
             "seed": seed.root,
             "expected": run.last["expected"],
+            "validation_loss": _usual_loss(journal.lines),
             "generations": run.generation,
             "converged": run.converged,
             "cells_tried": run.cells_tried,
             "cells_per_minute": round((run.cells_tried - tried_before) / max(minutes, 1e-9), 1),
         },
     )
+
+
+def _usual_loss(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Median of the last held-out losses; None where there was none."""
+    losses = [line["validation_loss"] for line in lines[-_LAST_LOSSES:]]
+    known = [loss for loss in losses if loss is not None]
+    return float(np.median(known)) if known else None
 
 
 def layer_function(

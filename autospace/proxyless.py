@@ -33,6 +33,7 @@ from autospace.checkpoint import (
     saved_state,
 )
 from autospace.checks import check_rules, finite_loss
+from autospace.clipping import clip_gradients
 from autospace.cost import Cost, CostTable, Limit, format_cost
 from autospace.data import Data
 from autospace.distributed import ALONE, Ranks, share_norms
@@ -64,6 +65,7 @@ class SearchOptions:
         batch: images in a step.
         learning_rate: of the weights (SGD, Nesterov momentum 0.9, cosine).
         weight_decay: of the weights.
+        clipping: of their gradients, see `autospace.clipping`; 0 for none.
         label_smoothing: of the weights' loss.
         alpha_rate: size of an α step, relative to the running scale of its gradients.
         update_rule: ``two`` learns α from two sampled candidates a block; ``full_v2`` from all of
@@ -83,6 +85,7 @@ class SearchOptions:
     batch: int = 64
     learning_rate: float = 0.05
     weight_decay: float = 4e-5
+    clipping: float = 0.1
     label_smoothing: float = 0.1
     alpha_rate: float = 0.2
     update_rule: UpdateRule = "two"
@@ -114,6 +117,7 @@ class SearchOptions:
                     f"learning_rate {self.learning_rate}: above 0 and finite",
                 ),
                 (self.weight_decay >= 0, f"weight_decay {self.weight_decay}: at least 0"),
+                (self.clipping >= 0, f"clipping {self.clipping}: at least 0"),
                 (0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing}: 0 to 1"),
                 (self.alpha_rate > 0, f"alpha_rate {self.alpha_rate}: above 0"),
                 (
@@ -317,6 +321,7 @@ class SearchRun:
         proven()
         loss.backward()  # type: ignore[no-untyped-call]
         self.ranks.sum(weight.grad for weight in self.weights if weight.grad is not None)
+        clip_gradients(self.weights, options.clipping)
         self.optimizer.step()
         # Now and not before the next backward: an α step in between has no use for them.
         self.optimizer.zero_grad(set_to_none=True)

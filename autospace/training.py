@@ -25,6 +25,7 @@ from autospace.checkpoint import (
     saved_state,
 )
 from autospace.checks import check_rules, finite_loss
+from autospace.clipping import clip_gradients
 from autospace.data import Data, Split
 from autospace.events import Journal, Progress, SaveClock, silent
 from autospace.files import content_hash
@@ -61,6 +62,7 @@ class TrainOptions:
         learning_rate: at its highest (SGD, Nesterov momentum 0.9), after a linear warm-up over
             the first twentieth, then a cosine to zero.
         weight_decay: of weights, not of batch norm and biases.
+        clipping: of gradients, see `autospace.clipping`; 0 for none.
         label_smoothing: of the cross-entropy.
         holdout: keep the validation split out of the training and report accuracy on it.
     """
@@ -69,6 +71,7 @@ class TrainOptions:
     batch: int = 64
     learning_rate: float = 0.1
     weight_decay: float = 4e-5
+    clipping: float = 0.1
     label_smoothing: float = 0.1
     holdout: bool = False
 
@@ -87,6 +90,7 @@ class TrainOptions:
                     0 < self.learning_rate < float("inf"),
                     f"learning_rate {self.learning_rate}: above 0 and finite",
                 ),
+                (self.clipping >= 0, f"clipping {self.clipping}: at least 0"),
                 (0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing}: 0 to 1"),
             ),
         )
@@ -291,6 +295,7 @@ def train_module(
             )
             value = finite_loss(loss, f"train, step {step}")
             loss.backward()  # type: ignore[no-untyped-call]
+            clip_gradients(network.parameters(), options.clipping)
             optimizer.step()
             step += 1
             epoch_loss += value

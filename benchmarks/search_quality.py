@@ -110,7 +110,7 @@ class Plan:
     )
     search: SearchOptions = field(default_factory=SearchOptions)
     recipe: TrainOptions = field(
-        default_factory=lambda: TrainOptions(epochs=2, batch=128, learning_rate=0.2)
+        default_factory=lambda: TrainOptions(epochs=2, batch=128, learning_rate=0.2, clipping=0.0)
     )
     workers: int = 2
 
@@ -679,7 +679,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         **common,
         targets=tuple(given.targets),
         seeds=tuple(given.seeds),
-        recipe=TrainOptions(epochs=given.epochs, batch=128, learning_rate=0.2),
+        recipe=TrainOptions(epochs=given.epochs, batch=128, learning_rate=0.2, clipping=0.0),
     )
 
 

@@ -90,7 +90,7 @@ class Plan:
         default_factory=lambda: EvolutionOptions(generations=240, warmup=80)
     )
     recipe: TrainOptions = field(
-        default_factory=lambda: TrainOptions(epochs=2, batch=128, learning_rate=0.2)
+        default_factory=lambda: TrainOptions(epochs=2, batch=128, learning_rate=0.2, clipping=0.0)
     )
     released: Path | None = None
     workers: int = 2
@@ -341,7 +341,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         **common,
         workers=given.workers,
         target=given.target,
-        recipe=TrainOptions(epochs=given.epochs, batch=128, learning_rate=0.2),
+        recipe=TrainOptions(epochs=given.epochs, batch=128, learning_rate=0.2, clipping=0.0),
     )
 
 
