@@ -153,11 +153,9 @@ class TorchModel(CompiledModel):
         """
         import torch
 
-        from devices.onnx_to_torch import torch_module
-
         self._settings = settings
         self._inputs = compiled.inputs
-        self._module: Any = torch_module(parse_onnx(compiled.data)).to(self.device)
+        self._module: Any = self._built(compiled)
         arrays = random_inputs(compiled.inputs)
         self._given = [torch.from_numpy(arrays[n]).to(self.device) for n, _, _ in compiled.inputs]
 
@@ -199,6 +197,12 @@ class TorchModel(CompiledModel):
     def close(self) -> None:
         """Frees the module."""
         self._module = None
+
+    def _built(self, compiled: CompiledGraph) -> Any:
+        """What is called with the inputs."""
+        from devices.onnx_to_torch import torch_module
+
+        return torch_module(parse_onnx(compiled.data)).to(self.device)
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
