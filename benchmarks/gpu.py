@@ -182,9 +182,10 @@ def _figures(name: str, found: Mapping[str, Any]) -> str:
         return f"{'kept' if found['kept'] else 'not kept'}: {found['nearest']}"
     if name == "card":
         return f"{found['networks']} networks, {found['visits']} visits"
+    rows = found.get("precisions", {}).items()
     return ", ".join(
-        f"{precision} {row['p50_ms']:.3f} ms"
-        for precision, row in found.get("precisions", {}).items()
+        f"{precision} {row['p50_ms']:.3f} ms" if "p50_ms" in row else f"{precision} {row['error']}"
+        for precision, row in rows
     )
 
 

@@ -29,14 +29,14 @@ __all__ = [
 
 _REGISTRY = {
     "onnxruntime": "devices.runtimes.onnxruntime:OnnxRuntime",
-    "onnxruntime-cuda": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeCuda",
-    "onnxruntime-tensorrt": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt",
-    "onnxruntime-tensorrt-rtx": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRtRtx",
     "openvino": "devices.runtimes.openvino:OpenVino",
     "executorch": "devices.runtimes.executorch:ExecuTorch",
     "litert": "devices.runtimes.litert:LiteRt",
     "ncnn": "devices.runtimes.ncnn:Ncnn",
     "tensorrt": "devices.runtimes.tensorrt:TensorRt",
+    "onnxruntime-cuda": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeCuda",
+    "onnxruntime-tensorrt": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt",
+    "onnxruntime-tensorrt-rtx": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRtRtx",
     "torch": "devices.runtimes.torch:TorchRuntime",
     "torch-compiled": "devices.runtimes.torch_compiled:TorchCompiled",
     "torch-cuda": "devices.runtimes.torch:TorchCudaRuntime",

@@ -255,6 +255,11 @@ class TorchCudaModel(TorchModel):
                 times.append(float(before.elapsed_time(after)))
         return times
 
+    def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
+        """Runs once, in the arithmetic that is timed; see the base class."""
+        with _exact():
+            return super().infer(inputs)
+
     def _captured(self) -> Callable[[], Any]:
         """One run as a CUDA graph, warmed up; the module itself where it cannot be captured."""
         import torch

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import main, run_steps
-from benchmarks.gpu_steps import STEPS, Plan, machine, training
+from benchmarks.gpu import TOTAL_S, main, run_steps
+from benchmarks.gpu_steps import STEPS, Plan, machine, outputs, training
 from devices.errors import UnavailableError, UsageError
 from devices.runtimes import get_runtime
 from tests.benchmarks import gpu_troubled
@@ -59,14 +59,15 @@ def test_when_time_is_over_the_rest_says_so(tmp_path: Path) -> None:
 
 
 def test_limits_of_the_steps_that_need_nothing_but_pytorch_fit_into_the_whole() -> None:
-    assert sum(step.seconds for step in STEPS[:5]) < 400
-    assert [step.name for step in STEPS][:3] == ["machine", "card", "accuracy"]
+    assert sum(step.seconds for step in STEPS[:6]) < TOTAL_S
+    assert [step.name for step in STEPS][:4] == ["machine", "outputs", "card", "accuracy"]
 
 
-def test_the_machine_and_a_mixed_precision_step_on_the_processor(tmp_path: Path) -> None:
+def test_the_machine_outputs_and_mixed_precision_on_the_processor(tmp_path: Path) -> None:
     here = machine(tmp_path, PLAN)
     assert {"torch-cuda", "tensorrt"} <= {row["name"] for row in here["runtimes"]}
     assert here["device"] and json.dumps(here)
+    assert outputs(tmp_path, PLAN)["precisions"]["fp32"]["difference"] < 1e-3
     found = training(tmp_path, PLAN)
     losses = found["fp32"]["losses"], found["mixed"]["losses"]
     assert found["half"] == "bfloat16" and len(losses[0]) == len(losses[1]) == 8
