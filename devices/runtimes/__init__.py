@@ -34,7 +34,11 @@ _REGISTRY = {
     "litert": "devices.runtimes.litert:LiteRt",
     "ncnn": "devices.runtimes.ncnn:Ncnn",
     "tensorrt": "devices.runtimes.tensorrt:TensorRt",
+    "onnxruntime-cuda": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeCuda",
+    "onnxruntime-tensorrt": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt",
+    "onnxruntime-tensorrt-rtx": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRtRtx",
     "torch": "devices.runtimes.torch:TorchRuntime",
+    "torch-compiled": "devices.runtimes.torch_compiled:TorchCompiled",
     "torch-cuda": "devices.runtimes.torch:TorchCudaRuntime",
     "simulated": "devices.runtimes.simulated:SimulatedRuntime",
 }

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-__all__ = ["OnnxRuntime", "OnnxRuntimeModel", "plainly_fused"]
+__all__ = ["OnnxRuntime", "OnnxRuntimeModel", "ort_refusals", "plainly_fused", "session_options"]
 
 _PROVIDERS = ("CPUExecutionProvider",)
 _PROFILE_WARM_UP = 3
@@ -72,9 +72,11 @@ class OnnxRuntime(Runtime):
 
     def status(self) -> RuntimeStatus:
         """Usable when the package is installed; importing it is left for later."""
-        return self.status_by_packages(
-            "onnxruntime", install="pip install onnxruntime", per_op_times=True
-        )
+        found = [
+            self.status_by_packages(package, install="pip install onnxruntime", per_op_times=True)
+            for package in ("onnxruntime", "onnxruntime-gpu")  # either has the CPU provider
+        ]
+        return next((status for status in found if status.usable), found[0])
 
     def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
         """Optimises with `ORT_ENABLE_ALL` and reads back the graph that the runtime wrote.
@@ -138,7 +140,7 @@ class OnnxRuntimeModel(CompiledModel):
     def run(self, count: int) -> list[float]:
         """Times `count` runs; see the base class."""
         session, feed = self._open(), self._feed
-        with _refusals("model"):
+        with ort_refusals("model"):
             runs = timed_runs(lambda: session.run(None, feed), count, self._settings.threads)
         self._runs += len(runs)
         return self.counted_ms(runs, count)
@@ -149,7 +151,7 @@ class OnnxRuntimeModel(CompiledModel):
         if self._profile_folder is None:
             self._start(profiling=True)
         session, feed, threads = self._open(), self._feed, self._settings.threads
-        with _refusals("model"):
+        with ort_refusals("model"):
             while self._runs < _PROFILE_WARM_UP:
                 session.run(None, feed)
                 self._runs += 1
@@ -162,7 +164,7 @@ class OnnxRuntimeModel(CompiledModel):
     def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
         """Runs once; see the base class."""
         session = self._open()
-        with _refusals(f"inputs {sorted(inputs)}"):
+        with ort_refusals(f"inputs {sorted(inputs)}"):
             return list(session.run(None, dict(inputs)))
 
     def close(self) -> None:
@@ -224,7 +226,7 @@ def _optimised(
     """The graph that the runtime writes at a level of optimisation, and its outputs' names."""
     with tempfile.TemporaryDirectory(prefix="autospace-ort-") as folder:
         target = Path(folder) / "optimised.onnx"
-        options = _options(settings)
+        options = session_options(settings)
         options.graph_optimization_level = getattr(_import().GraphOptimizationLevel, level)
         options.optimized_model_filepath = str(target)
         session = _session(to_bytes(proto), options)
@@ -239,7 +241,8 @@ def _import() -> Any:
     return onnxruntime
 
 
-def _options(settings: RuntimeSettings) -> Any:
+def session_options(settings: RuntimeSettings) -> Any:
+    """Options of a session that all of this runtime's kinds share; imports the package."""
     ort = _import()
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
@@ -252,7 +255,7 @@ def _options(settings: RuntimeSettings) -> Any:
 
 
 def _reload_options(settings: RuntimeSettings) -> Any:
-    options = _options(settings)
+    options = session_options(settings)
     options.graph_optimization_level = _import().GraphOptimizationLevel.ORT_DISABLE_ALL
     # As in the file. By default it would run the branches of a graph the other way round.
     options.execution_order = _import().ExecutionOrder.PRIORITY_BASED
@@ -260,12 +263,12 @@ def _reload_options(settings: RuntimeSettings) -> Any:
 
 
 def _session(model: bytes, options: Any) -> Any:
-    with _refusals("model"):
+    with ort_refusals("model"):
         return _import().InferenceSession(model, options, providers=list(_PROVIDERS))
 
 
 @contextmanager
-def _refusals(subject: str) -> Iterator[None]:
+def ort_refusals(subject: str) -> Iterator[None]:
     """Turns what the runtime raises into one line; a wrong shape shows only when it runs."""
     try:
         yield

@@ -153,11 +153,9 @@ class TorchModel(CompiledModel):
         """
         import torch
 
-        from devices.onnx_to_torch import torch_module
-
         self._settings = settings
         self._inputs = compiled.inputs
-        self._module: Any = torch_module(parse_onnx(compiled.data)).to(self.device)
+        self._module: Any = self._built(compiled)
         arrays = random_inputs(compiled.inputs)
         self._given = [torch.from_numpy(arrays[n]).to(self.device) for n, _, _ in compiled.inputs]
 
@@ -199,6 +197,12 @@ class TorchModel(CompiledModel):
     def close(self) -> None:
         """Frees the module."""
         self._module = None
+
+    def _built(self, compiled: CompiledGraph) -> Any:
+        """What is called with the inputs."""
+        from devices.onnx_to_torch import torch_module
+
+        return torch_module(parse_onnx(compiled.data)).to(self.device)
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
@@ -250,6 +254,11 @@ class TorchCudaModel(TorchModel):
                 after.synchronize()
                 times.append(float(before.elapsed_time(after)))
         return times
+
+    def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
+        """Runs once, in the arithmetic that is timed; see the base class."""
+        with _exact():
+            return super().infer(inputs)
 
     def _captured(self) -> Callable[[], Any]:
         """One run as a CUDA graph, warmed up; the module itself where it cannot be captured."""
