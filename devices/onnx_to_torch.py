@@ -193,6 +193,7 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     shapes = _shapes(graph, arrays)
     constants = dict(arrays)
+    tried = _Tried(graph, constants)
     steps: list[_Step] = []
     for node in graph.node:
         if node.domain not in ("", "ai.onnx"):
@@ -204,7 +205,10 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
             constants.update(folded)
             shapes.update({name: value.shape for name, value in folded.items()})
             continue
-        steps.append(_read(node, constants, shapes, opset))
+        step = _read(node, constants, shapes, opset)
+        # What ONNX cannot infer, behind arithmetic on shapes, is known once the step was tried.
+        shapes.update(tried.shapes(step))
+        steps.append(step)
     steps = _with_gelu(steps, constants, tuple(value.name for value in graph.output))
     used = dict.fromkeys(name for step in steps for name in step.inputs if name)
     outputs = [value.name for value in graph.output]
@@ -214,9 +218,7 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
         if name in constants
     }
     inputs = [value.name for value in graph.input if value.name not in arrays]
-    module = OnnxModule(steps, weights, inputs, outputs).eval()
-    _tried(steps, module, graph)
-    return module
+    return OnnxModule(steps, weights, inputs, outputs).eval()
 
 
 # -- reading
@@ -292,27 +294,29 @@ def _read(
     return _Step(label, function, tuple(inputs), outputs)
 
 
-def _tried(steps: Sequence[_Step], module: OnnxModule, shaped: onnx.GraphProto) -> None:
-    """Runs the steps on tensors without content, so that what does not fit is found by its node.
+class _Tried:
+    """Runs steps on tensors without content, so that what does not fit is found by its node."""
 
-    Raises:
-        InvalidInputError: PyTorch refuses a step.
-    """
-    import onnx
+    def __init__(self, graph: onnx.GraphProto, constants: Mapping[str, npt.NDArray[Any]]) -> None:
+        import onnx
 
-    values: dict[str, Any] = {
-        name: getattr(module, attribute).to("meta") for name, attribute in module.weight_names()
-    }
-    for value in shaped.input:
-        if value.name in module.input_names:
-            tensor = value.type.tensor_type
-            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            example = torch.from_numpy(np.empty(0, dtype=kind))
-            shape = [d.dim_value for d in tensor.shape.dim]
-            values[value.name] = torch.empty(shape, dtype=example.dtype, device="meta")
-    for step in steps:
+        self._constants = constants
+        self._values: dict[str, Tensor] = {}
+        for value in graph.input:
+            if value.name not in constants:
+                tensor = value.type.tensor_type
+                kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+                shape = tuple(d.dim_value for d in tensor.shape.dim)
+                self._values[value.name] = _without_content(shape, kind)
+
+    def shapes(self, step: _Step) -> dict[str, tuple[int, ...]]:
+        """Shapes of what a step makes.
+
+        Raises:
+            InvalidInputError: PyTorch refuses the step.
+        """
         try:
-            found = step.function(*(values[name] if name else None for name in step.inputs))
+            found = step.function(*(self._value(name) if name else None for name in step.inputs))
         except InvalidInputError:
             raise
         except Exception as error:  # whatever PyTorch raises for shapes and types
@@ -320,7 +324,19 @@ def _tried(steps: Sequence[_Step], module: OnnxModule, shaped: onnx.GraphProto) 
                 f"model node {step.node!r}: PyTorch refuses it ({one_line(error)}); export the "
                 "model again."
             ) from error
-        values.update(zip(step.outputs, found if len(step.outputs) > 1 else [found], strict=True))
+        made = dict(zip(step.outputs, found if len(step.outputs) > 1 else [found], strict=True))
+        self._values.update(made)
+        return {name: tuple(value.shape) for name, value in made.items()}
+
+    def _value(self, name: str) -> Tensor:
+        if name in self._constants:
+            return _without_content(self._constants[name].shape, self._constants[name].dtype)
+        return self._values[name]
+
+
+def _without_content(shape: tuple[int, ...], kind: npt.DTypeLike) -> Tensor:
+    example = torch.from_numpy(np.empty(0, dtype=kind))
+    return torch.empty(shape, dtype=example.dtype, device="meta")
 
 
 def _with_gelu(
