@@ -9,9 +9,10 @@ one, that is not known is refused by the name of its node.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,20 @@ class OnnxModule(nn.Module):
         """The name in the graph and the attribute of each weight."""
         return tuple(self._attributes.items())
 
+    def annotated(self, key: str) -> OnnxModule:
+        """The same module, of which what is exported tells the node that each operation is from.
+
+        Args:
+            key: where the node's name stands, below "custom" in an operation's metadata, when it is
+                exported within ``torch.fx.traceback.preserve_node_meta``.
+        """
+        other = copy.copy(self)
+        other._steps = tuple(
+            replace(step, function=_annotated(step.function, key, step.node))
+            for step in self._steps
+        )
+        return other
+
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the graph.
 
@@ -105,6 +120,16 @@ class OnnxModule(nn.Module):
                 values.pop(name, None)
         outputs = tuple(values[name] for name in self.output_names)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _annotated(function: _Function, key: str, node: str) -> _Function:
+    from torch.fx.traceback import annotate
+
+    def call(*inputs: Any) -> Any:
+        with annotate({key: node}):
+            return function(*inputs)
+
+    return call
 
 
 @dataclass
@@ -653,6 +678,9 @@ def _reduce(r: _Reading) -> _Function:
         axes = list(range(r.rank()))
     keep = bool(r.options.get("keepdims", 1))
     function = _REDUCTIONS[r.node.op_type]
+    if not keep and r.rank() == 4 and sorted(axis % 4 for axis in axes) == [2, 3]:
+        # XNNPACK averages images only so; ExecuTorch's own way takes a thousand times as long.
+        return lambda x: function(x, axes, keepdim=True).flatten(1)
     return lambda x: function(x, axes, keepdim=keep)
 
 

@@ -101,8 +101,9 @@ def test_two_threads_compute_the_same(runtime, compiled) -> None:
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
 
 
-def test_times_of_operations_are_refused(runtime, compiled) -> None:
-    assert not runtime.status().per_op_times
+def test_times_of_operations_are_refused_where_there_are_none(runtime, compiled) -> None:
+    if runtime.status().per_op_times:
+        pytest.skip(f"{runtime.name} has them")
     with runtime.load(compiled, SETTINGS, profiling=True) as loaded:
         with pytest.raises(UnavailableError, match="whole runs"):
             loaded.profile(1)
@@ -165,19 +166,63 @@ def test_ncnn_has_no_batch() -> None:
     runtime.close()
 
 
-def test_ncnn_in_16_bits() -> None:
-    runtime = get_runtime("ncnn")
-    if not runtime.status().usable:
-        pytest.skip("ncnn is not installed: pip install 'autospace[ncnn]'")
+@pytest.mark.parametrize(("precision", "smaller", "tolerance"), [
+    ("fp16", 0.6, 2e-2), ("int8", 0.45, 0.25),
+])  # fmt: skip
+def test_networks_in_fewer_bits(runtime, precision: str, smaller: float, tolerance: float) -> None:
+    settings = RuntimeSettings(precision=precision)
+    if precision not in runtime.status().precisions:
+        with pytest.raises(UnavailableError, match="fp32, fp16"):
+            runtime.compile(small().SerializeToString(), settings)
+        return
     data = network(0).SerializeToString()
-    sizes, outputs = [], []
-    for precision in ("fp32", "fp16"):
-        settings = RuntimeSettings(precision=precision)
-        made = runtime.compile(data, settings)
+    whole, reduced = (runtime.compile(data, one) for one in (SETTINGS, settings))
+    feed = random_inputs(whole.inputs)
+    with runtime.load(whole, SETTINGS) as one:
+        (expected,) = one.infer(feed)
+    with runtime.load(reduced, settings) as other:
+        (found,) = other.infer(feed)
+        assert len(other.run(3)) == 3
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    assert len(reduced.data) < smaller * len(whole.data)
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    assert 1e-6 < difference <= tolerance
+
+
+def test_scales_are_found_on_the_inputs_that_are_given(runtime) -> None:
+    settings = RuntimeSettings(precision="int8")
+    data = small().SerializeToString()
+    if "int8" not in runtime.status().precisions:
+        with pytest.raises(UnavailableError, match="fp32, fp16"):
+            runtime.quantise(data, settings, {})
+        return
+    images = np.random.default_rng(0).normal(size=(4, 1, 3, 8, 8)).astype(np.float32)
+    feed = {"input": images[0]}
+    outputs = []
+    for scale in (1.0, 0.01):
+        made = runtime.quantise(data, settings, {"input": images * np.float32(scale)})
         with runtime.load(made, settings) as loaded:
-            outputs.append(loaded.infer(random_inputs(made.inputs))[0])
-        sizes.append(len(made.data))
-    runtime.close()
-    assert sizes[1] < 0.6 * sizes[0]
-    difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max())
-    assert 1e-6 < difference <= 2e-2
+            outputs.append(loaded.infer(feed)[0])
+    with runtime.load(runtime.compile(data, SETTINGS), SETTINGS) as loaded:
+        (expected,) = loaded.infer(feed)
+    good, bad = (float(np.abs(output - expected).max()) for output in outputs)
+    assert good < 0.1 * float(np.abs(expected).max()) < bad  # small images leave no room for large
+    for wrong in ({"other": images}, {"input": images[:, :, :1]}):
+        with pytest.raises(InvalidInputError, match="'input' is"):
+            runtime.quantise(data, settings, wrong)
+
+
+def test_what_is_timed_does_not_depend_on_what_was_run(runtime, compiled) -> None:
+    """A run on other inputs leaves the fixed ones in place."""
+    inner = runtime.here()
+    with inner.load(compiled, SETTINGS) as loaded:
+        fixed = [np.array(array) for array in _fed(loaded)]
+        loaded.infer({"input": np.full((1, 3, 8, 8), 7, np.float32)})
+        assert all(np.array_equal(a, b) for a, b in zip(fixed, _fed(loaded), strict=True))
+
+
+def _fed(model) -> list[np.ndarray]:
+    """What a loaded model will run on next."""
+    if hasattr(model, "_interpreter"):
+        return [model._interpreter.get_tensor(place) for place in model._inputs]
+    return [np.asarray(fed) for fed in model._feed]
