@@ -86,6 +86,13 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
 """XNNPACK's operation -> how names of its kernels begin, the ONNX operation that it is called where
 it covers nothing, and the covered operations whose work it may be called after. One that is not
 here goes by its own name."""
+_UNARY = (
+    *("Hardswish", "Sigmoid", "Tanh", "ELU", "Gelu", "LeakyReLU", "Exp", "Log", "Abs", "Negate"),
+    *("Square", "SquareRoot", "ReciprocalSquareRoot", "Floor", "Ceiling", "Sin", "Cos"),
+)
+_LOOKED_UP = "Invalid Unary Op"
+"""What XNNPACK calls an eight-bit function of one number, which it looks up in a table, with the
+conversions on both sides."""
 _NATIVE_KINDS = {
     "native_layer_norm": ("LayerNormalization", ("LayerNormalization",)),
     "expand_copy": ("Expand", ("Expand",)),
@@ -377,7 +384,8 @@ def _tensor(value: Any, prefix: str, channels_last: bool) -> ExecutedTensor:
 
 
 def _kernel_starts(kind: str) -> tuple[str, ...]:
-    return _KINDS[kind][0] if kind in _KINDS else (kind,)
+    starts = _KINDS[kind][0] if kind in _KINDS else (kind,)
+    return (*starts, _LOOKED_UP) if kind in _UNARY else starts
 
 
 def _executed(event: TraceEvent, given: _Given, alias: Mapping[str, ExecutedTensor]) -> ExecutedOp:

@@ -217,10 +217,14 @@ def _quantised(data: bytes, calibration: Calibration) -> bytes:
         data: the model file in 32 bits.
         calibration: inputs of some runs.
     """
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import qtyping, quantizer, recipe
 
     made = quantizer.Quantizer(bytearray(data))
     made.load_quantization_recipe(recipe.static_wi8_ai8())
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        made.update_quantization_recipe(
+            regex=".*", operation_name=end, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
+        )
     runs = [{f"args_{i}": _laid(array) for i, array in enumerate(run)} for run in calibration]
     scales = made.calibrate({_SIGNATURE: runs}, num_threads=1)
     return bytes(made.quantize(scales).quantized_model)
