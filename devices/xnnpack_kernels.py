@@ -159,11 +159,10 @@ class _Reader:
         calls = []
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
-                own = given.get(node.name)
-                self.tensors[node] = (_of_node(node, own or node.name, constant=own is None),)
-            elif node.op == "call_function":
-                if _call_name(node) is not None:
-                    calls.append(node)
+                name = given.get(node.name)
+                self.tensors[node] = (_of_node(node, name or node.name, constant=name is None),)
+            elif node.op == "call_function" and _call_name(node) is not None:
+                calls.append(node)
         steps = [list(group) for _, group in groupby(events, key=lambda event: event.instruction)]
         matched = _aligned(
             [(_DELEGATE if own[0].delegated else own[0].op,) for own in steps],
@@ -328,7 +327,8 @@ def _given(
         arguments: what the part is called with.
         prefix: for names that are unique in the program.
     """
-    values, external = {}, {}
+    values: dict[int, Any] = {}
+    external: dict[int, int] = {}
     for value in graph.xvalues:
         own = getattr(value.xvalue_union, "tensor_value", value.xvalue_union)
         values[own.id_out] = own
