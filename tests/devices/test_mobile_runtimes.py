@@ -20,6 +20,7 @@ from devices.errors import InvalidInputError, UnavailableError
 from devices.onnx_files import random_inputs
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, RuntimeSettings
+from devices.runtimes.litert import LiteRtModel
 from latency.graph_builder import GraphBuilder
 
 NAMES = ("ncnn", "executorch", "litert")
@@ -209,23 +210,24 @@ def test_scales_are_found_on_the_inputs_that_are_given(runtime) -> None:
     with runtime.load(runtime.compile(data, SETTINGS), SETTINGS) as loaded:
         (expected,) = loaded.infer(feed)
     good, bad = (float(np.abs(output - expected).max()) for output in outputs)
-    assert good < 0.1 * float(np.abs(expected).max()) < bad  # small images leave no room for large
+    assert good < 0.1 * float(np.abs(expected).max())
+    assert bad > 3 * good  # small images leave no room for large ones
     for wrong in ({"other": images}, {"input": images[:, :, :1]}):
         with pytest.raises(InvalidInputError, match="'input' is"):
             runtime.quantise(data, settings, wrong)
 
 
-def test_what_is_timed_does_not_depend_on_what_was_run(runtime, compiled) -> None:
-    """A run on other inputs leaves the fixed ones in place."""
-    inner = runtime.here()
-    with inner.load(compiled, SETTINGS) as loaded:
-        fixed = [np.array(array) for array in _fed(loaded)]
+@pytest.mark.filterwarnings("ignore")  # the package's own, in this process for once
+def test_litert_times_its_fixed_inputs_whatever_was_run_before() -> None:
+    runtime = get_runtime("litert")
+    if not runtime.status().usable:
+        pytest.skip("litert is not installed: pip install 'autospace[litert]'")
+    assert isinstance(runtime, ContainedRuntime)
+    compiled = runtime.compile(small().SerializeToString(), SETTINGS)
+    with runtime.here().load(compiled, SETTINGS) as loaded:
+        assert isinstance(loaded, LiteRtModel)
+        (place,) = loaded._inputs
+        fixed = loaded._interpreter.get_tensor(place)
         loaded.infer({"input": np.full((1, 3, 8, 8), 7, np.float32)})
-        assert all(np.array_equal(a, b) for a, b in zip(fixed, _fed(loaded), strict=True))
-
-
-def _fed(model) -> list[np.ndarray]:
-    """What a loaded model will run on next."""
-    if hasattr(model, "_interpreter"):
-        return [model._interpreter.get_tensor(place) for place in model._inputs]
-    return [np.asarray(fed) for fed in model._feed]
+        assert np.array_equal(loaded._interpreter.get_tensor(place), fixed)
+    runtime.close()
