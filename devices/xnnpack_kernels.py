@@ -465,10 +465,10 @@ def _with_what_was_fused(
         source = next((name for name in node.input if name in maker), None)
         alone = len(node.output) == 1 and source is not None and readers[source] == 1
         if node.name not in owner and source is not None and alone:
-            place = owner.get(maker[source])
-            if place is not None:
-                owner[node.name] = place
-                covers[place].append(node.name)
+            kernel = owner.get(maker[source])
+            if kernel is not None:
+                owner[node.name] = kernel
+                covers[kernel].append(node.name)
         for name in node.output:
             maker[name] = node.name
     for operation, own in zip(operations, covers, strict=True):
