@@ -1,10 +1,11 @@
 """From the exported ONNX model to the files that runtimes ship, each run and compared with PyTorch.
 
 A converter writes one format; what it wrote is read back by the runtime itself and run on real
-images. A file whose outputs are too far from PyTorch's is not kept. Half precision: ONNX files hold
-16-bit weights and compute in 16 bits, OpenVINO's hold 16-bit weights. Eight bits: weights and
-activations are quantised with scales found on calibration images (ONNX's QuantizeLinear and
-DequantizeLinear around every layer, which runtimes turn into integer kernels).
+images. A file whose outputs are too far from PyTorch's is not kept. Half precision: ONNX's and
+ExecuTorch's files hold 16-bit weights and compute in 16 bits, OpenVINO's and LiteRT's hold 16-bit
+weights. Eight bits: weights and activations are quantised with scales found on calibration images,
+for ONNX and what reads it by QuantizeLinear and DequantizeLinear around every layer, which runtimes
+turn into integer kernels; for ExecuTorch and LiteRT by their own quantisers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     Images = NDArray[np.float32]
     Run = Callable[[Images], Images]
 
-__all__ = ["CONVERTERS", "TOLERANCES", "ConvertedFile", "convert", "quantised"]
+__all__ = ["CONVERTERS", "TOLERANCES", "ConvertedFile", "check_precision", "convert", "quantised"]
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.25}
 """Largest difference of a logit from PyTorch's, as a part of the largest logit, by precision.
@@ -74,18 +75,21 @@ def convert(
     images: Images,
     expected: Images,
     labels: NDArray[np.int64] | None = None,
+    calibration: Images | None = None,
 ) -> ConvertedFile:
     """Writes one format, runs what was written, and keeps it when its outputs are PyTorch's.
 
     Args:
         model: of that precision already, but for formats that lower it themselves: see
-            `CONVERTERS`.
+            `LOWERING`.
         kind: a format, one of `CONVERTERS`.
         path: of the file.
         precision: what the outputs may be off by, see `TOLERANCES`.
         images: to run, shape `(n, channels, size, size)`, a whole number of the model's batches.
         expected: PyTorch's logits for them, shape `(n, classes)`.
         labels: their classes, if known.
+        calibration: for formats that quantise themselves, images to find scales on, a whole number
+            of batches.
 
     Raises:
         AutospaceError: the outputs differ by more than the tolerance; the message says where.
@@ -93,11 +97,34 @@ def convert(
         InvalidInputError: the runtime refuses the model.
     """
     batch = _batch_of(model)
-    with CONVERTERS[kind](model, path, precision) as run:
+    with CONVERTERS[kind](model, path, precision, calibration) as run:
         found = np.concatenate([run(chunk) for chunk in np.split(images, len(images) // batch)])
         check = compared(found, expected, TOLERANCES[precision], f"export --{kind}")
     accuracy = None if labels is None else float((found.argmax(1) == labels).mean())
     return ConvertedFile(kind, path, check, accuracy)
+
+
+def check_precision(kind: str, precision: str) -> None:
+    """Refuses a precision that a format does not have.
+
+    Raises:
+        UnavailableError: it does not; the message names those that do.
+    """
+    from devices.runtimes import get_runtime
+
+    if kind in READING_ONNX:
+        return
+    own = get_runtime(kind).status().precisions
+    if precision not in own:
+        others = [
+            name
+            for name in CONVERTERS
+            if name in READING_ONNX or precision in get_runtime(name).status().precisions
+        ]
+        raise UnavailableError(
+            f"export --{kind} --precision {precision}: {kind} has {', '.join(own)}; for "
+            f"{precision} take {', '.join(f'--{name}' for name in others)}"
+        )
 
 
 def _batch_of(model: onnx.ModelProto) -> int:
@@ -108,7 +135,9 @@ def _batch_of(model: onnx.ModelProto) -> int:
 
 
 @contextmanager
-def _onnx_file(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[Run]:
+def _onnx_file(
+    model: onnx.ModelProto, path: Path, precision: str, calibration: Images | None
+) -> Iterator[Run]:
     """An ONNX file, run by ONNX Runtime; it is there only once the block has ended well."""
     from devices.onnx_files import read_onnx
     from devices.runtimes import get_runtime
@@ -132,7 +161,9 @@ def _onnx_file(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[R
 
 
 @contextmanager
-def _openvino_file(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[Run]:
+def _openvino_file(
+    model: onnx.ModelProto, path: Path, precision: str, calibration: Images | None
+) -> Iterator[Run]:
     """OpenVINO's two files, its graph (.xml) and its weights (.bin), run by OpenVINO."""
     from devices.runtimes.openvino import open_file, write_file
 
@@ -152,14 +183,21 @@ def _compiled_files(name: str) -> Converter:
     """What writes the files of a runtime that runs what it has compiled, as it stands in them."""
 
     @contextmanager
-    def write(model: onnx.ModelProto, path: Path, precision: str) -> Iterator[Run]:
+    def write(
+        model: onnx.ModelProto, path: Path, precision: str, calibration: Images | None
+    ) -> Iterator[Run]:
         from devices.runtimes import get_runtime
         from devices.runtimes.base import RuntimeSettings
 
         runtime = get_runtime(name)
         batch = _batch_of(model)
         settings = RuntimeSettings(batch=batch, precision=precision)
-        compiled = runtime.compile(model.SerializeToString(), settings)
+        data = model.SerializeToString()
+        if precision == "int8" and name in LOWERING[precision] and calibration is not None:
+            chunks = np.stack(np.split(calibration, len(calibration) // batch))
+            compiled = runtime.quantise(data, settings, {INPUT: chunks})
+        else:
+            compiled = runtime.compile(data, settings)
         with runtime.load(compiled, settings) as loaded:
 
             def run(images: Images) -> Images:
@@ -174,7 +212,7 @@ def _compiled_files(name: str) -> Converter:
     return write
 
 
-Converter = Callable[["onnx.ModelProto", Path, str], Any]
+Converter = Callable[["onnx.ModelProto", Path, str, "Images | None"], Any]
 CONVERTERS: Mapping[str, Converter] = {
     "onnx": _onnx_file,
     "openvino": _openvino_file,
@@ -189,8 +227,14 @@ SUFFIXES = {
     "ncnn": ".ncnn.param",
     "tensorrt": ".engine",
 }
-HALVING = ("openvino", "ncnn", "tensorrt")
-"""Formats that take the 32-bit model and lower it to 16 bits themselves."""
+READING_ONNX = ("onnx", "openvino")
+"""Formats that take whatever precision the ONNX model has."""
+LOWERING: Mapping[str, tuple[str, ...]] = {
+    "fp32": (),
+    "fp16": ("openvino", "executorch", "litert", "ncnn", "tensorrt"),
+    "int8": ("executorch", "litert"),
+}
+"""Formats that take the 32-bit model and lower it themselves, by precision."""
 
 
 # -- precisions ------------------------------------------------------------------------------------

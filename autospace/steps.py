@@ -976,11 +976,18 @@ def export(
         InvalidInputError: neither an architecture nor a checkpoint.
         UsageError: the file cannot be written.
         AutospaceError: the outputs differ; that file is not written.
-        UnavailableError: a format's runtime is not installed.
+        UnavailableError: a format's runtime is not installed, or has not that precision.
     """
     import numpy as np
 
-    from autospace.conversion import CALIBRATION_IMAGES, HALVING, SUFFIXES, convert, quantised
+    from autospace.conversion import (
+        CALIBRATION_IMAGES,
+        LOWERING,
+        SUFFIXES,
+        check_precision,
+        convert,
+        quantised,
+    )
     from autospace.network import build_network
     from autospace.onnx_export import (
         architecture_metadata,
@@ -993,6 +1000,8 @@ def export(
     from devices.onnx_half import half_precision
 
     check_writable(path)
+    for kind in formats:
+        check_precision(kind, precision)
     if isinstance(source, Path):
         source = read_network(source)
     warnings: list[str] = []
@@ -1035,22 +1044,24 @@ def export(
             warnings.append("calibrated with random images: activations of real ones may not fit")
     images = whole_batches(images, batch)
     expected = outputs_of(network, images, batch)
+    calibration = whole_batches(calibration, batch)
     lowered = model
-    if precision == "fp16":
-        lowered = half_precision(model)
-    elif precision == "int8":
-        lowered = quantised(model, whole_batches(calibration, batch))
+    if set(formats) - set(LOWERING[precision]):
+        if precision == "fp16":
+            lowered = half_precision(model)
+        elif precision == "int8":
+            lowered = quantised(model, calibration)
     if labels is not None:
         labels = np.resize(labels, len(images))
     files = []
     for kind in formats:
-        own = model if precision == "fp16" and kind in HALVING else lowered
+        own = model if kind in LOWERING[precision] else lowered
         named = kind == "onnx" or path.name.endswith(SUFFIXES[kind])
         target = path if named else path.with_suffix(SUFFIXES[kind])
         files.append(
             convert(
                 own, kind, target, precision=precision, images=images, expected=expected,
-                labels=labels,
+                labels=labels, calibration=calibration,
             )
         )  # fmt: skip
     accuracy = None if labels is None else float((expected.argmax(1) == labels).mean())

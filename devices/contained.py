@@ -256,6 +256,19 @@ class ContainedRuntime(Runtime):
         reply, blobs = self._compiling.call(message, [model], limit_s=self.compile_limit_s)
         return graph_from(reply["graph"], blobs)
 
+    def quantise(
+        self,
+        model: bytes,
+        settings: RuntimeSettings,
+        calibration: Mapping[str, npt.NDArray[np.generic]],
+    ) -> CompiledGraph:
+        """Quantises in a child; see the base class."""
+        self.require(settings)
+        rows, arrays = arrays_to(calibration)
+        message = {"call": "quantise", "settings": settings.to_json(), "arrays": rows}
+        reply, blobs = self._compiling.call(message, [model, *arrays], limit_s=self.compile_limit_s)
+        return graph_from(reply["graph"], blobs)
+
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
     ) -> ContainedModel:
@@ -373,6 +386,7 @@ def served(target: str) -> Runtime:
 
 _DOING = {
     "compile": "compiling",
+    "quantise": "quantising",
     "load": "loading",
     "run": "running",
     "profile": "profiling",

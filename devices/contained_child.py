@@ -50,6 +50,11 @@ class _Server:
             settings = RuntimeSettings.from_json(message["settings"])
             fields, parts = graph_to(self.runtime.compile(blobs[0], settings))
             return {"graph": fields}, parts
+        if call == "quantise":
+            settings = RuntimeSettings.from_json(message["settings"])
+            calibration = arrays_from(message["arrays"], blobs[1:])
+            fields, parts = graph_to(self.runtime.quantise(blobs[0], settings, calibration))
+            return {"graph": fields}, parts
         if call == "load":
             settings = RuntimeSettings.from_json(message["settings"])
             graph = graph_from(message["graph"], blobs)

@@ -4,7 +4,8 @@ Inside a process that has measured other models nobody can say whose memory is w
 loads the compiled graph and runs it, and tells by how much it grew: with the runtime's own code,
 the model, and what it works in.
 
-``python -m devices.footprint FOLDER`` is that process.
+``python -m devices.footprint FOLDER`` is that process: it reads the graph from its standard input,
+in the form of `devices.wire`, and may write to the folder.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from devices.confinement import confine
 from devices.contained import ContainedRuntime
 from devices.errors import AutospaceError
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, RuntimeSettings
+from devices.wire import graph_from, graph_to, receive, send
 
 __all__ = ["memory_mb"]
 
 _RUNS = 3
 _LIMIT_S = 120.0
-_GRAPH, _ABOUT = "graph", "about.json"
 
 
 def memory_mb(
@@ -44,21 +45,18 @@ def memory_mb(
     Raises:
         AutospaceError: the process ended without an answer, or took too long.
     """
-    with tempfile.TemporaryDirectory(prefix="autospace-memory-") as name:
-        folder = Path(name)
-        (folder / _GRAPH).write_bytes(compiled.data)
-        about = {
-            "runtime": runtime,
-            "version": compiled.version,
-            "inputs": compiled.inputs,
-            "outputs": compiled.outputs,
-            "settings": settings.to_json(),
-        }
-        (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
-        command = [sys.executable, "-m", "devices.footprint", str(folder)]
+    graph, blobs = graph_to(replace(compiled, executed=None))
+    message = {"runtime": runtime, "graph": graph, "settings": settings.to_json()}
+    with (
+        tempfile.TemporaryDirectory(prefix="autospace-memory-") as folder,
+        tempfile.TemporaryFile() as given,
+    ):
+        send(given.fileno(), message, blobs)
+        given.seek(0)
+        command = [sys.executable, "-m", "devices.footprint", folder]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit_s, check=False
+                command, stdin=given, capture_output=True, text=True, timeout=limit_s, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise AutospaceError(
@@ -79,13 +77,9 @@ def _measured(folder: Path) -> float:
     import numpy as np
     import psutil
 
-    about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    data = (folder / _GRAPH).read_bytes()
-    inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in about["inputs"])
-    compiled = CompiledGraph(
-        about["runtime"], about["version"], data, inputs, tuple(about["outputs"])
-    )
-    runtime = get_runtime(about["runtime"])
+    message, blobs = receive(sys.stdin.fileno())
+    compiled = graph_from(message["graph"], blobs)
+    runtime = get_runtime(message["runtime"])
     if isinstance(runtime, ContainedRuntime):  # its work would be done in yet another process
         tempfile.tempdir = str(folder)
         confine(folder)
@@ -95,7 +89,7 @@ def _measured(folder: Path) -> float:
     np.random.default_rng(0)  # loads what random inputs need
     process = psutil.Process()
     before = process.memory_info().rss
-    with runtime.load(compiled, RuntimeSettings.from_json(about["settings"])) as model:
+    with runtime.load(compiled, RuntimeSettings.from_json(message["settings"])) as model:
         model.run(_RUNS)
         after = process.memory_info().rss
     return max(after - before, 0) / 1e6

@@ -9,9 +9,10 @@ one, that is not known is refused by the name of its node.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,20 @@ class OnnxModule(nn.Module):
         """The name in the graph and the attribute of each weight."""
         return tuple(self._attributes.items())
 
+    def annotated(self, key: str) -> OnnxModule:
+        """The same module, of which what is exported tells the node that each operation is from.
+
+        Args:
+            key: where the node's name stands, below "custom" in an operation's metadata, when it is
+                exported within ``torch.fx.traceback.preserve_node_meta``.
+        """
+        other = copy.copy(self)
+        other._steps = tuple(
+            replace(step, function=_annotated(step.function, key, step.node))
+            for step in self._steps
+        )
+        return other
+
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the graph.
 
@@ -105,6 +120,16 @@ class OnnxModule(nn.Module):
                 values.pop(name, None)
         outputs = tuple(values[name] for name in self.output_names)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _annotated(function: _Function, key: str, node: str) -> _Function:
+    from torch.fx.traceback import annotate
+
+    def call(*inputs: Any) -> Any:
+        with annotate({key: node}):
+            return function(*inputs)
+
+    return call
 
 
 @dataclass
@@ -193,6 +218,7 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     shapes = _shapes(graph, arrays)
     constants = dict(arrays)
+    tried = _Tried(graph, constants)
     steps: list[_Step] = []
     for node in graph.node:
         if node.domain not in ("", "ai.onnx"):
@@ -204,7 +230,10 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
             constants.update(folded)
             shapes.update({name: value.shape for name, value in folded.items()})
             continue
-        steps.append(_read(node, constants, shapes, opset))
+        step = _read(node, constants, shapes, opset)
+        # What ONNX cannot infer, behind arithmetic on shapes, is known once the step was tried.
+        shapes.update(tried.shapes(step))
+        steps.append(step)
     steps = _with_gelu(steps, constants, tuple(value.name for value in graph.output))
     used = dict.fromkeys(name for step in steps for name in step.inputs if name)
     outputs = [value.name for value in graph.output]
@@ -214,9 +243,7 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
         if name in constants
     }
     inputs = [value.name for value in graph.input if value.name not in arrays]
-    module = OnnxModule(steps, weights, inputs, outputs).eval()
-    _tried(steps, module, graph)
-    return module
+    return OnnxModule(steps, weights, inputs, outputs).eval()
 
 
 # -- reading
@@ -292,27 +319,29 @@ def _read(
     return _Step(label, function, tuple(inputs), outputs)
 
 
-def _tried(steps: Sequence[_Step], module: OnnxModule, shaped: onnx.GraphProto) -> None:
-    """Runs the steps on tensors without content, so that what does not fit is found by its node.
+class _Tried:
+    """Runs steps on tensors without content, so that what does not fit is found by its node."""
 
-    Raises:
-        InvalidInputError: PyTorch refuses a step.
-    """
-    import onnx
+    def __init__(self, graph: onnx.GraphProto, constants: Mapping[str, npt.NDArray[Any]]) -> None:
+        import onnx
 
-    values: dict[str, Any] = {
-        name: getattr(module, attribute).to("meta") for name, attribute in module.weight_names()
-    }
-    for value in shaped.input:
-        if value.name in module.input_names:
-            tensor = value.type.tensor_type
-            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            example = torch.from_numpy(np.empty(0, dtype=kind))
-            shape = [d.dim_value for d in tensor.shape.dim]
-            values[value.name] = torch.empty(shape, dtype=example.dtype, device="meta")
-    for step in steps:
+        self._constants = constants
+        self._values: dict[str, Tensor] = {}
+        for value in graph.input:
+            if value.name not in constants:
+                tensor = value.type.tensor_type
+                kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+                shape = tuple(d.dim_value for d in tensor.shape.dim)
+                self._values[value.name] = _without_content(shape, kind)
+
+    def shapes(self, step: _Step) -> dict[str, tuple[int, ...]]:
+        """Shapes of what a step makes.
+
+        Raises:
+            InvalidInputError: PyTorch refuses the step.
+        """
         try:
-            found = step.function(*(values[name] if name else None for name in step.inputs))
+            found = step.function(*(self._value(name) if name else None for name in step.inputs))
         except InvalidInputError:
             raise
         except Exception as error:  # whatever PyTorch raises for shapes and types
@@ -320,7 +349,19 @@ def _tried(steps: Sequence[_Step], module: OnnxModule, shaped: onnx.GraphProto) 
                 f"model node {step.node!r}: PyTorch refuses it ({one_line(error)}); export the "
                 "model again."
             ) from error
-        values.update(zip(step.outputs, found if len(step.outputs) > 1 else [found], strict=True))
+        made = dict(zip(step.outputs, found if len(step.outputs) > 1 else [found], strict=True))
+        self._values.update(made)
+        return {name: tuple(value.shape) for name, value in made.items()}
+
+    def _value(self, name: str) -> Tensor:
+        if name in self._constants:
+            return _without_content(self._constants[name].shape, self._constants[name].dtype)
+        return self._values[name]
+
+
+def _without_content(shape: tuple[int, ...], kind: npt.DTypeLike) -> Tensor:
+    example = torch.from_numpy(np.empty(0, dtype=kind))
+    return torch.empty(shape, dtype=example.dtype, device="meta")
 
 
 def _with_gelu(
@@ -637,6 +678,9 @@ def _reduce(r: _Reading) -> _Function:
         axes = list(range(r.rank()))
     keep = bool(r.options.get("keepdims", 1))
     function = _REDUCTIONS[r.node.op_type]
+    if not keep and r.rank() == 4 and sorted(axis % 4 for axis in axes) == [2, 3]:
+        # XNNPACK averages images only so; ExecuTorch's own way takes a thousand times as long.
+        return lambda x: function(x, axes, keepdim=True).flatten(1)
     return lambda x: function(x, axes, keepdim=keep)
 
 

@@ -28,6 +28,7 @@ __all__ = ["command"]
 )
 @click.option("--threads", type=click.IntRange(1, 1024), default=None, help="With --runtime.  [1]")
 @click.option("--batch", type=click.IntRange(1, 4096), default=None, help="Images in a run.  [1]")
+@click.option("--precision", metavar="NAME", help="With --runtime, as it has it.  [fp32]")
 @click.option("--allow-mismatch", is_flag=True, help="Use a card of another runtime version.")
 @shape_option
 @click.option("--visits", type=click.IntRange(4, 1000), default=16, show_default=True)
@@ -52,6 +53,7 @@ def command(
     runtimes: tuple[str, ...],
     threads: int | None,
     batch: int | None,
+    precision: str | None,
     allow_mismatch: bool,
     shapes: tuple[str, ...],
     visits: int,
@@ -82,8 +84,10 @@ def command(
     if (device is None) == (not runtimes):
         what = "no target" if device is None else "two targets"
         raise UsageError(f"benchmark: {what}; give either --device CARD or --runtime NAME")
-    if device is not None and (threads or batch):
-        raise UsageError("benchmark: --threads and --batch are the card's; leave them out")
+    if device is not None and (threads or batch or precision):
+        raise UsageError(
+            "benchmark: --threads, --batch and --precision are the card's; leave them out"
+        )
     check_writable(output)
     found: dict[str, Measurement]
     result: step.Benchmark | step.Comparison
@@ -97,7 +101,9 @@ def command(
             )
         found = {model.name: model.measured for model in result.models}
     else:
-        settings = RuntimeSettings(threads=threads or 1, batch=batch or 1)
+        settings = RuntimeSettings(
+            threads=threads or 1, precision=precision or "fp32", batch=batch or 1
+        )
         with session.progress("measuring") as progress:
             result = step.compare(
                 models, runtimes, settings,

@@ -278,6 +278,27 @@ class Runtime(ABC):
             UnavailableError: the runtime or the precision is not available here.
         """
 
+    def quantise(
+        self,
+        model: bytes,
+        settings: RuntimeSettings,
+        calibration: Mapping[str, npt.NDArray[np.generic]],
+    ) -> CompiledGraph:
+        """Compiles a 32-bit model to eight bits, with scales found on inputs.
+
+        Args:
+            model: a serialised ONNX model.
+            settings: as for `compile`, with precision "int8".
+            calibration: inputs of several runs, by name, of shape `(runs, *shape of the input)`.
+
+        Raises:
+            InvalidInputError: the model is refused, or the inputs do not fit it.
+            UnavailableError: the runtime quantises no model itself, or is not available here.
+        """
+        raise UnavailableError(
+            f"runtime {self.name!r}: quantises no model itself; export it as ONNX in int8."
+        )
+
     @abstractmethod
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False

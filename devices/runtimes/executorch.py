@@ -5,24 +5,27 @@ XNNPACK takes what it has kernels for; the rest runs in ExecuTorch's own, which 
 phone. The compiled graph is the program file. The number of threads belongs to the process and is
 set through a private call, for there is no other.
 
-Its event trace (ETDump) is not used: inside XNNPACK, where nearly all time goes, it counts whole
-microseconds, so that most kernels of a small network take 0, and it names kernels without saying
-which of the model's nodes they are. Kernel times come from whole networks instead.
+Times of single kernels come from its event trace (`devices.etdump`), and which of the model's nodes
+they stand for from what XNNPACK was given (`devices.xnnpack_kernels`). Inside XNNPACK they are
+whole microseconds: kernels that take less are not told apart.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from devices.contained import ContainedRuntime
 from devices.errors import UnavailableError
-from devices.onnx_files import ordered_inputs, random_inputs
-from devices.preemption import timed_runs
+from devices.onnx_files import input_specs, ordered_inputs, random_inputs
+from devices.preemption import chosen, timed_runs, without_waiting
 from devices.runtimes.base import (
+    PRECISIONS,
     CompiledGraph,
     CompiledModel,
     NodeTiming,
@@ -30,15 +33,20 @@ from devices.runtimes.base import (
     RuntimeStatus,
     refusals,
 )
-from devices.runtimes.from_torch import FromTorch
+from devices.runtimes.from_torch import Converted, FromTorch
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import onnx
 
-    from devices.onnx_files import InputSpec
+    from devices.etdump import TraceEvent
+    from devices.runtimes.from_torch import Calibration
 
 __all__ = ["ExecuTorch", "ExecuTorchHere", "ExecuTorchModel"]
+
+_WARM_UP = 3
+"""Runs before those that a profile counts."""
 
 
 class ExecuTorchHere(FromTorch):
@@ -49,11 +57,18 @@ class ExecuTorchHere(FromTorch):
 
     def status(self) -> RuntimeStatus:
         """Usable when the package is installed; importing it is left for later."""
-        return self.status_by_packages("executorch", install="pip install 'autospace[executorch]'")
+        return self.status_by_packages(
+            "executorch",
+            install="pip install 'autospace[executorch]'",
+            precisions=PRECISIONS,
+            per_op_times=True,
+        )
 
-    def converted(self, module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
+    def converted(
+        self, model: onnx.ModelProto, settings: RuntimeSettings, calibration: Calibration
+    ) -> Converted:
         """Lowered to XNNPACK; see the base class."""
-        return _lowered(module, inputs)
+        return _lowered(model, settings.precision, calibration)
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -113,14 +128,25 @@ class ExecuTorchModel(CompiledModel):
         return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
-        """Refuses: its times of single operations are not tied to the model's nodes here.
-
-        Raises:
-            UnavailableError: always.
-        """
-        raise UnavailableError(
-            "runtime 'executorch': gives no times of operations here; time whole runs."
-        )
+        """Times each kernel in `count` runs of the program loaded anew; see the base class."""
+        self._open()
+        with _quiet(), refusals("model", "executorch"):
+            tracer = _Tracer(self._compiled.data, self._feed)
+            timed_runs(tracer.method.execute, _WARM_UP, self._threads)
+            runs = timed_runs(tracer.method.execute, count, self._threads)
+            traced = tracer.runs()[-len(runs) :]
+        samples: dict[str, list[float]] = {}
+        kinds: dict[str, str] = {}
+        for run in traced:
+            for event in run:
+                kinds[event.name] = event.op
+                samples.setdefault(event.name, []).append(event.time_ms)
+        undisturbed = without_waiting(samples, [run.waiting_ms for run in runs])
+        kept = chosen(runs, count)
+        return {
+            name: NodeTiming(kinds[name], tuple(times[place] for place in kept))
+            for name, times in undisturbed.items()
+        }
 
     def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
         """Runs once; see the base class."""
@@ -151,22 +177,130 @@ class ExecuTorchModel(CompiledModel):
         return self._method
 
 
-def _lowered(module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
-    """The program file of a module."""
-    import torch
+class _Tracer:
+    """A program that was loaded with its event trace on."""
 
-    with _quiet():
+    def __init__(self, data: bytes, feed: list[Any]) -> None:
+        from executorch.extension.pybindings import portable_lib
+
+        self._program = portable_lib._load_program_from_buffer(data, enable_etdump=True)
+        if not self._program.has_etdump():
+            raise UnavailableError(
+                "runtime 'executorch': was built without its event trace; install it from PyPI."
+            )
+        self.method = self._program.load_method("forward")
+        self.method.set_inputs(feed)
+
+    def runs(self) -> tuple[tuple[TraceEvent, ...], ...]:
+        """The kernels of each run so far; it cannot run again."""
+        from devices.etdump import read_trace
+
+        with tempfile.TemporaryDirectory(prefix="autospace-executorch-") as folder:
+            path = Path(folder, "trace.etdp")
+            self._program.write_etdump_result_to_file(str(path))
+            return read_trace(path.read_bytes())
+
+
+def _lowered(model: onnx.ModelProto, precision: str, calibration: Calibration) -> Converted:
+    """The program file of a model, and the kernels that it executes."""
+    import torch
+    from torch.fx.traceback import preserve_node_meta
+
+    from devices.executed_onnx import executed_onnx
+    from devices.onnx_to_torch import torch_module
+    from devices.xnnpack_kernels import NODE_KEY, executed_operations
+
+    module: Any = torch_module(model).annotated(NODE_KEY)
+    with _quiet(), refusals("model", "executorch"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
         from executorch.exir.passes import MemoryPlanningPass
 
-        examples = tuple(torch.from_numpy(array) for array in random_inputs(inputs).values())
-        program = torch.export.export(module, examples)
-        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        arrays = random_inputs(input_specs(model))
+        examples = tuple(torch.from_numpy(array) for array in arrays.values())
+        with preserve_node_meta():
+            if precision == "fp16":
+                module = _halved(module)
+            elif precision == "int8":
+                module = _quantised(module, examples, calibration)
+            program = torch.export.export(module, examples)
+        with _parts() as parts:
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         # Inputs with memory of their own keep their values from run to run.
         planning = MemoryPlanningPass(alloc_graph_input=False)
         config = ExecutorchBackendConfig(memory_planning_pass=planning)
-        return bytes(lowered.to_executorch(config=config).buffer)
+        made = lowered.to_executorch(config=config)
+        data = bytes(made.buffer)
+        tracer = _Tracer(data, list(examples))
+        tracer.method.execute()
+        (run,) = tracer.runs()
+        operations = executed_operations(model, made.exported_program(), parts, run)
+        return Converted(data, executed_onnx(model, operations))
+
+
+def _halved(module: Any) -> Any:
+    """A module that computes in 16 bits; inputs and outputs keep 32."""
+    import torch
+
+    class Halved(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module.half()
+
+        def forward(self, *inputs: torch.Tensor) -> Any:
+            found = self.inner(*(x.half() if x.is_floating_point() else x for x in inputs))
+            several = isinstance(found, tuple)
+            outputs = tuple(
+                y.float() if y.is_floating_point() else y for y in (found if several else (found,))
+            )
+            return outputs if several else outputs[0]
+
+    return Halved()
+
+
+def _quantised(module: Any, examples: tuple[Any, ...], calibration: Calibration) -> Any:
+    """A module that computes in eight bits wherever XNNPACK can.
+
+    Args:
+        module: in 32 bits.
+        examples: of its inputs.
+        calibration: inputs of some runs.
+    """
+    import numpy as np
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    # Activations get a scale for each tensor, weights one for each channel.
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    quantizer = XNNPACKQuantizer().set_global(config)
+    prepared = prepare_pt2e(torch.export.export(module, examples).module(), quantizer)
+    for run in calibration:
+        prepared(*(torch.from_numpy(np.array(array)) for array in run))
+    return convert_pt2e(prepared)
+
+
+@contextmanager
+def _parts() -> Iterator[dict[bytes, Any]]:
+    """Collects what XNNPACK is given: its graphs, by their serialised form."""
+    from executorch.backends.xnnpack import xnnpack_preprocess
+
+    found: dict[bytes, Any] = {}
+    serialize = xnnpack_preprocess.serialize_xnnpack_binary
+
+    def collecting(graph: Any, constants: Any) -> Any:
+        data = serialize(graph, constants)
+        found[bytes(data)] = graph
+        return data
+
+    xnnpack_preprocess.serialize_xnnpack_binary = collecting
+    try:
+        yield found
+    finally:
+        xnnpack_preprocess.serialize_xnnpack_binary = serialize
 
 
 @contextmanager

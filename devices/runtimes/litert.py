@@ -3,20 +3,25 @@
 It converts from PyTorch: `devices.onnx_to_torch` makes the module and litert-torch the file, which
 is the compiled graph. Images go in with their channels last, as LiteRT's kernels want them and as a
 phone's camera gives them, so that the file begins with its first layer and not with a transpose.
-It tells no times of single operations from Python.
+It tells no times of single operations from Python. In 16 bits weights are kept so and computed with
+in 32; in eight bits weights and activations are, but for what goes in and comes out.
 """
 
 from __future__ import annotations
 
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from devices.contained import ContainedRuntime
 from devices.errors import UnavailableError
-from devices.onnx_files import ordered_inputs, random_inputs
+from devices.onnx_files import input_specs, ordered_inputs, random_inputs
 from devices.preemption import timed_runs
 from devices.runtimes.base import (
+    PRECISIONS,
     CompiledGraph,
     CompiledModel,
     NodeTiming,
@@ -24,17 +29,20 @@ from devices.runtimes.base import (
     RuntimeStatus,
     refusals,
 )
-from devices.runtimes.from_torch import FromTorch
+from devices.runtimes.from_torch import Converted, FromTorch
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import onnx
 
     from devices.onnx_files import InputSpec
+    from devices.runtimes.from_torch import Calibration
 
 __all__ = ["LiteRt", "LiteRtHere", "LiteRtModel"]
 
 _CHANNELS_LAST = (0, 2, 3, 1)
+_SIGNATURE = "serving_default"
 
 
 class LiteRtHere(FromTorch):
@@ -45,12 +53,26 @@ class LiteRtHere(FromTorch):
     def status(self) -> RuntimeStatus:
         """Usable when runtime and converter are installed; importing them is left for later."""
         return self.status_by_packages(
-            "ai-edge-litert", "litert-torch", install="pip install 'autospace[litert]'"
+            "ai-edge-litert",
+            "litert-torch",
+            install="pip install 'autospace[litert]'",
+            precisions=PRECISIONS,
         )
 
-    def converted(self, module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
-        """Converted by litert-torch; see the base class."""
-        return _converted(module, inputs)
+    def converted(
+        self, model: onnx.ModelProto, settings: RuntimeSettings, calibration: Calibration
+    ) -> Converted:
+        """Converted by litert-torch, and lowered by Google's quantiser; see the base class."""
+        from devices.onnx_to_torch import torch_module
+
+        module = torch_module(model)
+        with refusals("model", self.name), _quiet():
+            data = _file(module, input_specs(model))
+            if settings.precision == "fp16":
+                data = _halved(data)
+            elif settings.precision == "int8":
+                data = _quantised(data, calibration)
+            return Converted(data)
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -98,7 +120,7 @@ class LiteRtModel(CompiledModel):
                 model_content=compiled.data, num_threads=settings.threads
             )
             self._interpreter.allocate_tensors()
-            signature = self._interpreter.get_signature_list()["serving_default"]
+            signature = self._interpreter.get_signature_list()[_SIGNATURE]
             details = {
                 detail["name"].rsplit(":", 1)[0].removeprefix("serving_default_"): detail["index"]
                 for detail in self._interpreter.get_input_details()
@@ -131,19 +153,18 @@ class LiteRtModel(CompiledModel):
         with refusals(f"inputs {sorted(inputs)}", "litert"):
             self._feed(inputs)
             interpreter.invoke()
-            return [interpreter.get_tensor(place) for place in self._outputs]
+            found = [interpreter.get_tensor(place) for place in self._outputs]
+            self._feed(random_inputs(self._compiled.inputs))  # what is timed is always the same
+            return found
 
     def close(self) -> None:
         """Frees the interpreter."""
         self._interpreter = None
 
     def _feed(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        import numpy as np
-
         arrays = ordered_inputs(self._compiled.inputs, inputs)
         for place, array in zip(self._inputs, arrays, strict=True):
-            laid = array.transpose(_CHANNELS_LAST) if array.ndim == 4 else array
-            self._interpreter.set_tensor(place, np.ascontiguousarray(laid))
+            self._interpreter.set_tensor(place, _laid(array))
 
     def _open(self) -> Any:
         if self._interpreter is None:
@@ -151,27 +172,73 @@ class LiteRtModel(CompiledModel):
         return self._interpreter
 
 
-def _converted(module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
+def _file(module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
     """The model file of a module, with the channels of its images last."""
-    import tempfile
-    from pathlib import Path
-
+    import litert_torch
     import torch
 
+    examples, images = [], []
+    for place, array in enumerate(random_inputs(inputs).values()):
+        if array.ndim == 4:
+            images.append(place)
+        examples.append(torch.from_numpy(_laid(array).copy()))
+    if images:
+        module = litert_torch.to_channel_last_io(module, args=images)
+    made = litert_torch.convert(module.eval(), tuple(examples))
+    with tempfile.TemporaryDirectory(prefix="autospace-litert-") as folder:
+        path = Path(folder, "model.tflite")
+        made.export(str(path))
+        return path.read_bytes()
+
+
+def _halved(data: bytes) -> bytes:
+    """The model file with weights of 16 bits."""
+    from ai_edge_quantizer import qtyping, quantizer
+
+    weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    made = quantizer.Quantizer(bytearray(data))
+    made.update_quantization_recipe(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        op_config=qtyping.OpQuantizationConfig(
+            weight_tensor_config=weights,
+            compute_precision=qtyping.ComputePrecision.FLOAT,
+            explicit_dequantize=True,
+        ),
+        algorithm_key=quantizer.AlgorithmName.FLOAT_CASTING,
+    )
+    return bytes(made.quantize().quantized_model)
+
+
+def _quantised(data: bytes, calibration: Calibration) -> bytes:
+    """The model file with weights and activations of eight bits; inputs and outputs keep 32.
+
+    Args:
+        data: the model file in 32 bits.
+        calibration: inputs of some runs.
+    """
+    from ai_edge_quantizer import qtyping, quantizer, recipe
+
+    made = quantizer.Quantizer(bytearray(data))
+    made.load_quantization_recipe(recipe.static_wi8_ai8())
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        made.update_quantization_recipe(
+            regex=".*", operation_name=end, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
+        )
+    runs = [{f"args_{i}": _laid(array) for i, array in enumerate(run)} for run in calibration]
+    scales = made.calibrate({_SIGNATURE: runs}, num_threads=1)
+    return bytes(made.quantize(scales).quantized_model)
+
+
+def _laid(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """An input as the file takes it."""
+    import numpy as np
+
+    return np.ascontiguousarray(array.transpose(_CHANNELS_LAST) if array.ndim == 4 else array)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import litert_torch
-
-        examples, images = [], []
-        for place, array in enumerate(random_inputs(inputs).values()):
-            if array.ndim == 4:
-                images.append(place)
-                array = array.transpose(_CHANNELS_LAST)
-            examples.append(torch.from_numpy(array.copy()))
-        if images:
-            module = litert_torch.to_channel_last_io(module, args=images)
-        made = litert_torch.convert(module.eval(), tuple(examples))
-        with tempfile.TemporaryDirectory(prefix="autospace-litert-") as folder:
-            path = Path(folder, "model.tflite")
-            made.export(str(path))
-            return path.read_bytes()
+        yield

@@ -31,6 +31,7 @@ from devices.onnx_files import (
     input_specs,
     name_nodes,
     one_line,
+    ordered_inputs,
     parse_onnx,
     random_inputs,
     to_bytes,
@@ -222,16 +223,9 @@ class OpenVinoModel(CompiledModel):
         import numpy as np
 
         self._open()
-        missing = [name for name, _, _ in self._inputs if name not in inputs]
-        if missing:
-            raise InvalidInputError(
-                f"inputs {sorted(inputs)}: {missing[0]!r} is missing; give one array for each."
-            )
+        given = dict(enumerate(ordered_inputs(self._inputs, inputs)))
         with _refusals(f"inputs {sorted(inputs)}"):
             request = self._compiled.create_infer_request()
-            given = {place: inputs[name] for place, (name, _, _) in enumerate(self._inputs)}
-            for place, array in given.items():
-                _check_shape(self._inputs[place], array)
             found = request.infer(given)
             self._runs += 1
             return [np.array(found[place]) for place in range(len(found))]
@@ -323,15 +317,6 @@ def _said(error: BaseException) -> str:
     ]  # fmt: skip
     words = next(iter(telling or lines), type(error).__name__)
     return one_line(ValueError(words)).rstrip(".")
-
-
-def _check_shape(spec: tuple[str, tuple[int, ...], str], array: npt.NDArray[np.generic]) -> None:
-    name, shape, dtype = spec
-    if array.shape != shape or str(array.dtype) != dtype:
-        raise InvalidInputError(
-            f"inputs ['{name}']: has shape {array.shape} of {array.dtype}, not {shape} of {dtype}; "
-            "give it as the model states it."
-        )
 
 
 def _counters(request: Any) -> dict[str, tuple[str, int]]:

@@ -26,6 +26,7 @@ from devices.onnx_files import (
     input_specs,
     name_nodes,
     one_line,
+    ordered_inputs,
     parse_onnx,
     random_inputs,
     to_bytes,
@@ -180,15 +181,10 @@ class TorchModel(CompiledModel):
         import torch
 
         module = self._open()
-        given = []
-        for name, shape, dtype in self._inputs:
-            array = inputs.get(name)
-            if array is None or array.shape != shape or str(array.dtype) != dtype:
-                raise InvalidInputError(
-                    f"inputs {sorted(inputs)}: {name!r} has to be there, of shape {shape} and type "
-                    f"{dtype}; give it so."
-                )
-            given.append(torch.from_numpy(np.ascontiguousarray(array)).to(self.device))
+        given = [
+            torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+            for array in ordered_inputs(self._inputs, inputs)
+        ]
         with self._ready():
             found = module(*given)
         outputs = found if isinstance(found, tuple | list) else (found,)

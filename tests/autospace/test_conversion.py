@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from autospace import steps
-from autospace.conversion import SUFFIXES, TOLERANCES, convert, quantised
+from autospace.conversion import LOWERING, SUFFIXES, TOLERANCES, convert, quantised
 from autospace.evolution import random_cell
 from autospace.network import build_network
 from autospace.onnx_export import architecture_of_onnx, build_onnx, folded_weights, outputs_of
@@ -19,6 +19,7 @@ from autospace.skeleton import Skeleton, Stage
 from autospace.space import Architecture
 from autospace.training import TrainedNetwork
 from devices.errors import AutospaceError
+from devices.runtimes import get_runtime
 
 SKELETON = Skeleton(
     name="test", resolution=12, in_channels=1, num_classes=10, stem_width=8, stem_stride=1,
@@ -135,7 +136,6 @@ def test_files_of_phone_runtimes(
     trained: TrainedNetwork, name: str, written: set[str], tmp_path: Path, capsys, monkeypatch
 ) -> None:
     from autospace.cli import main
-    from devices.runtimes import get_runtime
 
     status = get_runtime(name).status()
     if not status.usable:
@@ -149,6 +149,43 @@ def test_files_of_phone_runtimes(
     assert found["files"][0]["check"]["relative_error"] <= TOLERANCES["fp32"]
     assert Path(found["model"]).name in written
     assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", *written}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_phone_runtimes_in_fewer_bits(
+    trained: TrainedNetwork, precision: str, tmp_path: Path
+) -> None:
+    formats = tuple(
+        name for name in LOWERING[precision] if name in ("executorch", "litert", "ncnn")
+    )
+    for name in formats:
+        status = get_runtime(name).status()
+        if not status.usable:
+            pytest.skip(f"{name} is {status.reason}: {status.install}")
+    data, _ = steps.data_of(trained, None, None)
+    found = steps.export(
+        trained, tmp_path / "m.pte", data=data, formats=formats, precision=precision
+    )
+    assert [file.format for file in found.files] == list(formats)
+    for file in found.files:
+        assert 1e-6 < file.check.relative_error <= TOLERANCES[precision]
+        assert file.accuracy is not None and found.accuracy is not None
+        assert abs(file.accuracy - found.accuracy) < 0.1
+        assert file.path.is_file()
+
+
+def test_a_precision_that_a_format_has_not_is_refused(
+    trained: TrainedNetwork, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    from autospace.cli import main
+
+    if not get_runtime("ncnn").status().usable:
+        pytest.skip("ncnn is not installed: pip install 'autospace[ncnn]'")
+    monkeypatch.chdir(tmp_path)
+    trained.save(tmp_path / "m.safetensors")
     with pytest.raises(SystemExit) as end:
-        main(["export", "m.safetensors", f"--{name}", "--precision", "int8"])
-    assert end.value.code == 4 and "int8" in capsys.readouterr().err
+        main(["export", "m.safetensors", "--onnx", "--ncnn", "--precision", "int8"])
+    said = capsys.readouterr().err
+    assert end.value.code == 4
+    assert "ncnn has fp32, fp16; for int8 take --onnx, --openvino, --executorch, --litert" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors"}

@@ -73,7 +73,7 @@ def test_it_tells_no_times_of_operations(compiled: CompiledGraph) -> None:
 
 def test_wrong_inputs_and_a_closed_model(compiled: CompiledGraph) -> None:
     loaded = get_runtime("torch").load(compiled, SETTINGS)
-    with pytest.raises(InvalidInputError, match="has to be there"):
+    with pytest.raises(InvalidInputError, match="give float32"):
         loaded.infer({"other": np.zeros(3, np.float32)})
     loaded.close()
     with pytest.raises(UnavailableError, match="closed"):
