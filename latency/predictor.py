@@ -633,7 +633,7 @@ class _Fitting:
         )
         self.left_out = self._left_out() if self.table.timed else {}
         scores = [self._judge(i) for i in self._judged()]
-        intervals = Intervals.fit(scores, self.table.timed)
+        intervals = Intervals.fit(scores)
         return {
             "families": self.families,
             "roofline": roofline,

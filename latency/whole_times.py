@@ -18,7 +18,10 @@ How much each feature matters (one factor for all families, for the networks tel
 one for each), how much kernels of each family vary, and how noisy latencies are, are the most
 likely ones given the latencies and a broad prior (Rasmussen and Williams, *Gaussian Processes for
 Machine Learning*, 2006, equations 5.8 and 5.9). Each family's features are scaled to unit deviation
-first. This is this project's own choice; docs/adr/0015-runtimes-that-say-less.md has what it gives.
+first. A network may be off by what no kernel explains (layers that a runtime puts between two
+others), so that errors have the tails of Student's distribution: each latency's variance grows with
+what it is off by (Lange, Little and Taylor, *Robust Statistical Modeling Using the t Distribution*,
+JASA 1989, equation 5). This is this project's own choice; docs/adr/0015-runtimes-that-say-less.md has what it gives.
 """
 
 from __future__ import annotations
@@ -66,10 +69,12 @@ _JITTER = 1e-6
 _LENGTH = (-1.9, 1.0)
 """Logarithm of the inverse length of a feature of unit deviation: what it is expected to be, and by
 how much it may differ."""
-_AMPLITUDE = (-1.9, 0.7)
+_AMPLITUDE = (-1.0, 0.7)
 """The same of a family's prior variance."""
 _NOISE = (-7.0, 1.5)
 """The same of the variance of a latency's logarithm, beside what its visits say."""
+_FREEDOM = 4.0
+"""Degrees of freedom of Student's distribution."""
 _BOUNDS = 6.0
 """Of those deviations, that a parameter stays within."""
 
@@ -250,6 +255,7 @@ class _Apportioning:
             name: self.rooflines[name].predict(own.described.terms)
             for name, own in self.families.items()
         }
+        self.scatter = np.ones(len(networks))
         usual = [_LENGTH] * _LENGTHS + [_AMPLITUDE] * len(self.families) + [_NOISE]
         self.expected, self.deviations = np.array(usual).T
 
@@ -277,11 +283,15 @@ class _Apportioning:
             inverse = np.linalg.inv(covariance)
             solved = inverse @ target
             off = self._means(placed, parts, solved)
+            unexplained = self._variances(hyper) * solved
+            plain = self._variances(hyper) / self.scatter
+            if step + 1 < _ROUNDS:
+                self.scatter = (_FREEDOM + unexplained**2 / plain) / (_FREEDOM + 1.0)
         errors, variances = solved / np.diag(inverse), 1.0 / np.diag(inverse)
         return self._result(
             self._by_network(self._times(off)),
             self.wholes * np.maximum(1.0 - errors, _LEAST_LEFT_OUT),
-            np.sqrt(np.maximum(variances - self.noise**2, 0.0)),
+            np.sqrt(np.maximum(variances - self._variances(hyper), 0.0)),
             {
                 name: self._regressor(name, placed[name], part, inverse, solved)
                 for name, part in parts.items()
@@ -387,7 +397,7 @@ class _Apportioning:
         import numpy as np
         from scipy.linalg import cho_solve
 
-        diagonal = self.noise**2 + math.exp(hyper[-1])
+        diagonal = self._variances(hyper)
         covariance = np.zeros((len(self.wholes), len(self.wholes)))
         parts = {}
         for index, (name, own) in enumerate(self.families.items()):
@@ -409,6 +419,12 @@ class _Apportioning:
             )
         covariance[np.diag_indices_from(covariance)] += diagonal
         return covariance, parts
+
+    def _variances(self, hyper: Array) -> Array:
+        """Of each latency's logarithm, beside what its kernels leave open."""
+        import numpy as np
+
+        return np.asarray((self.noise**2 + math.exp(hyper[-1])) * self.scatter)
 
     def _target(self, off: Mapping[str, Array]) -> Array:
         """What the weighted sum of the kernels' logarithms has to be in each network."""
@@ -502,7 +518,7 @@ class _Apportioning:
         value = 0.5 * (target @ solved + away @ away) + np.log(np.diag(factor)).sum()
         outer = 0.5 * (inverse - np.outer(solved, solved))
         slope = away / self.deviations
-        slope[-1] += np.trace(outer) * math.exp(hyper[-1])
+        slope[-1] += outer.diagonal() @ self.scatter * math.exp(hyper[-1])
         for index, (name, own) in enumerate(self.families.items()):
             lengths, amplitude = _slopes(placed[name], parts[name], own.owner, outer)
             np.add.at(slope, own.parameters, lengths)
