@@ -154,9 +154,9 @@ def _fusion_line(fusion: Mapping[str, Any] | None) -> str:
 
 
 _LEGEND = (
-    "  * networks with unstable truth count as misses; †: like any other. interval: truths inside the "
-    "90 % interval;\n  width: its median half-width; cover: smallest coverage; measured: part of the predicted "
-    "time that is exact hits"
+    "  * networks with unstable truth count as misses; †: like any other. interval: truths inside "
+    "the 90 %\n  interval; width: its median half-width; cover: smallest coverage; measured: part "
+    "of the predicted\n  time that is exact hits"
 )
 
 
@@ -182,7 +182,19 @@ def _goal_table(goals: Sequence[Mapping[str, Any]]) -> _Table:
 
 def _figure_table(title: str, rows: Mapping[str, Mapping[str, Any]], note: str = "") -> _Table:
     """A line for each method and group."""
-    columns = ("", "networks", "n", "±5 %", "±10 %", "±5 % *", "±10 % *", "±10 % †", "median", "p90", "bias")
+    columns = (
+        "",
+        "networks",
+        "n",
+        "±5 %",
+        "±10 %",
+        "±5 % *",
+        "±10 % *",
+        "±10 % †",
+        "median",
+        "p90",
+        "bias",
+    )
     further = ("rank", "interval", "width", "cover", "measured")
     table = _Table(title, columns + further, 2, note)
     for method, groups in rows.items():

@@ -42,8 +42,8 @@ _KINDS = {
 """Odds of the kind of block that most of a network is made of."""
 _SUMS = 0.12
 _KINDS_WITH_SUMS = {**{kind: (1 - _SUMS) * odds for kind, odds in _KINDS.items()}, "sum": _SUMS}
-"""The same with parallel paths that are added, as in evolved cells; they tell nothing new where each
-path is timed by itself."""
+"""The same with parallel paths that are added, as in evolved cells; they tell nothing new where
+each path is timed by itself."""
 _UNSTRIDED = ("unit", "growth", "branches", "convnext", "gate", "sum")
 """Kinds that keep the number of pixels: something in front of a stage has to reduce it."""
 _OTHER_KIND = 0.15

@@ -18,10 +18,13 @@ How much each feature matters (one factor for all families, for the networks tel
 one for each), how much kernels of each family vary, and how noisy latencies are, are the most
 likely ones given the latencies and a broad prior (Rasmussen and Williams, *Gaussian Processes for
 Machine Learning*, 2006, equations 5.8 and 5.9). Each family's features are scaled to unit deviation
-first. A network may be off by what no kernel explains (layers that a runtime puts between two
-others), so that errors have the tails of Student's distribution: each latency's variance grows with
-what it is off by (Lange, Little and Taylor, *Robust Statistical Modeling Using the t Distribution*,
-JASA 1989, equation 5). This is this project's own choice; docs/adr/0015-runtimes-that-say-less.md has what it gives.
+first.
+
+A network may be off by what no kernel explains (layers that a runtime puts between two others), so
+that errors have the tails of Student's distribution: each latency's variance grows with what it is
+off by (Lange, Little and Taylor, *Robust Statistical Modeling Using the t Distribution*, JASA 1989,
+section 3). This is this project's own choice; docs/adr/0015-runtimes-that-say-less.md has what it
+gives.
 """
 
 from __future__ import annotations
@@ -212,7 +215,7 @@ class _Part:
 
     Attributes:
         amplitude: prior variance.
-        squares: squared inverse length of each feature, shape `(features,)`.
+        lengths: inverse length of each feature, shape `(features,)`.
         cross: covariance of kernels and inducing points, shape `(kernels, inducing)`.
         inner: of the inducing points, shape `(inducing, inducing)`.
         inverse: of that.
@@ -223,7 +226,7 @@ class _Part:
     """
 
     amplitude: float
-    squares: Array
+    lengths: Array
     cross: Array
     inner: Array
     inverse: Array
@@ -247,11 +250,9 @@ class _Apportioning:
         for number, network in enumerate(networks):
             for place, kernel in enumerate(network.kernels):
                 members.setdefault(kernel.family, []).append((number, place))
-        self.families = {
-            name: _Family.of(own, networks) for name, own in sorted(members.items())
-        }
+        self.families = {name: _Family.of(own, networks) for name, own in sorted(members.items())}
         self.fixed_ms, self.rooflines = self._rooflines()
-        self.least_ms = {
+        self.base_ms = {
             name: self.rooflines[name].predict(own.described.terms)
             for name, own in self.families.items()
         }
@@ -362,7 +363,7 @@ class _Apportioning:
     def _times(self, off: Mapping[str, Array]) -> dict[str, Array]:
         import numpy as np
 
-        return {name: own * np.exp(off[name]) for name, own in self.least_ms.items()}
+        return {name: own * np.exp(off[name]) for name, own in self.base_ms.items()}
 
     def _by_network(self, times: Mapping[str, Array]) -> tuple[tuple[float, ...], ...]:
         rows = [[0.0] * len(network.kernels) for network in self.networks]
@@ -392,7 +393,9 @@ class _Apportioning:
             placed[name] = _Placed(center, spread, points, chosen, weights)
         return placed
 
-    def _system(self, placed: Mapping[str, _Placed], hyper: Array) -> tuple[Array, dict[str, _Part]]:
+    def _system(
+        self, placed: Mapping[str, _Placed], hyper: Array
+    ) -> tuple[Array, dict[str, _Part]]:
         """The covariance of the networks' relative errors, and what each family brings to it."""
         import numpy as np
         from scipy.linalg import cho_solve
@@ -415,7 +418,7 @@ class _Apportioning:
             covariance += solved @ summed.T
             diagonal = diagonal + self._summed(own, left * at.weights**2)
             parts[name] = _Part(
-                amplitude, lengths**2, cross, inner, inverse, told, left, summed, solved
+                amplitude, lengths, cross, inner, inverse, told, left, summed, solved
             )
         covariance[np.diag_indices_from(covariance)] += diagonal
         return covariance, parts
@@ -470,13 +473,12 @@ class _Apportioning:
         open_ = np.eye(len(root)) - whitened @ inverse @ whitened.T
         open_[np.diag_indices_from(open_)] += _JITTER
         precision = root @ np.linalg.inv(open_) @ root.T
-        lengths = np.sqrt(part.squares)
         process = GaussianProcess(
             center=placed.center,
-            weights=lengths / placed.spread,
+            weights=part.lengths / placed.spread,
             amplitude=part.amplitude,
             noise=_JITTER,
-            inducing=placed.inducing * lengths,
+            inducing=placed.inducing * part.lengths,
             factor=np.linalg.cholesky((precision + precision.T) / 2),
             target=part.solved.T @ solved,
             low=-_MOST,
@@ -552,8 +554,7 @@ def _by_length(slope: Array, part: _Part, a: Array, b: Array) -> Array:
     import numpy as np
 
     # The derivative of (1 + d) exp(-d) in d² is -exp(-d) / 2.
-    lengths = np.sqrt(part.squares)
-    x, y = a * lengths, b * lengths
+    x, y = a * part.lengths, b * part.lengths
     squared = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2.0 * x @ y.T
     decay = np.exp(-np.sqrt(np.maximum(squared, 1e-12)))
     by_square = slope * decay * (-0.5 * part.amplitude)

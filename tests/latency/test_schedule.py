@@ -170,7 +170,9 @@ class TestTimed:
 
     def test_without_times_of_kernels_every_other_is(self) -> None:
         plan = Schedule(minutes=10, rounds=None, probes=None, timed=False)
-        assert plan.network_period == 2 and plan.light_probes < Schedule(10, None, None).light_probes
+        assert (
+            plan.network_period == 2 and plan.light_probes < Schedule(10, None, None).light_probes
+        )
 
     def test_own_networks_and_anchors_are_visited_often(
         self, timed: Timed, few: int, network: onnx.ModelProto

@@ -9,9 +9,11 @@ import onnx
 import pytest
 
 from devices.errors import UnavailableError
+from devices.measurement import Visit
 from devices.runtimes import RuntimeSettings
 from devices.runtimes.simulated import RUN_MS, SimulatedRuntime
 from latency import DeviceCard, Predictor, measure_models, profile_device
+from latency.card import CardVisit
 from latency.executed import executed_graph, executed_here
 from latency.graph_builder import GraphBuilder
 from latency.kernel import KernelGraph
@@ -97,6 +99,29 @@ class TestCard:
             one, other = predictor.predict(model), again.predict(model)
             assert other.latency_ms == pytest.approx(one.latency_ms, rel=1e-3)
             assert other.high_ms == pytest.approx(one.high_ms, rel=1e-2)
+
+    def test_latencies_survive_a_machine_that_is_slow_most_of_the_time(
+        self, card: DeviceCard, table: KernelTable
+    ) -> None:
+        rng = np.random.default_rng(0)
+
+        def visit(round_: int, latency_ms: float) -> CardVisit:
+            slow = float(rng.choice((1.0, 1.35), p=(0.15, 0.85)))
+            sentinel = 0.5 * slow * rng.lognormal(0, 0.02, 2)
+            own = latency_ms * slow**0.7 * float(rng.lognormal(0, 0.03))
+            seen = Visit((own,) * 3, float(sentinel[0]), float(sentinel[1]))
+            return CardVisit(round_, float(round_), seen, np.zeros((0, 0), np.float32))
+
+        disturbed = DeviceCard.open(card.path)
+        wholes = {network.name: network.whole_ms for network in table.networks}
+        disturbed._networks = tuple(
+            replace(own, visits=tuple(visit(i, wholes[own.name]) for i in range(4)))
+            for own in card.networks
+        )
+        found = KernelTable.from_card(disturbed, quick=True)
+        off = [math.log(network.whole_ms / wholes[network.name]) for network in found.networks]
+        assert abs(np.median(off)) < 0.03
+        assert np.median(np.abs(off)) < 0.05
 
     def test_a_timed_card_is_not_worked_out(self, tmp_path: Path) -> None:
         made = profile_device(tmp_path / "t.card", runtime="simulated", rounds=1, probes=2)
