@@ -187,7 +187,7 @@ class TestExplain:
             assert found.roofline.coefficients == pytest.approx(own.coefficients)
 
     def test_a_network_that_no_kernel_explains_spoils_no_other(self) -> None:
-        networks = simulated(40)
+        networks = simulated(12)
         before = explain(networks, quick=True).networks
         networks[3] = replace(networks[3], whole_ms=4 * networks[3].whole_ms)
         after = explain(networks, quick=True).networks
@@ -212,7 +212,7 @@ class TestExplain:
             assert above - below == pytest.approx(2 * slope @ step, rel=1e-3)
 
     def test_errors_of_left_out_networks_are_those_of_a_fit_without_them(self) -> None:
-        networks = simulated(40)
+        networks = simulated(9)
         said = explain(networks, quick=True).networks[7]
         rest = [*networks[:7], *networks[8:]]
         found = explain(rest, quick=True)
