@@ -76,6 +76,8 @@ _AMPLITUDE = (-1.0, 0.7)
 """The same of a family's prior variance."""
 _NOISE = (-7.0, 1.5)
 """The same of the variance of a latency's logarithm, beside what its visits say."""
+_LEAST_NOISE = 1e-6
+"""Variance of a latency's logarithm, at least: a tenth of a per cent."""
 _FREEDOM = 4.0
 """Degrees of freedom of Student's distribution."""
 _BOUNDS = 6.0
@@ -398,7 +400,7 @@ class _Apportioning:
     ) -> tuple[Array, dict[str, _Part]]:
         """The covariance of the networks' relative errors, and what each family brings to it."""
         import numpy as np
-        from scipy.linalg import cho_solve
+        from scipy.linalg import cho_solve, solve_triangular
 
         diagonal = self._variances(hyper)
         covariance = np.zeros((len(self.wholes), len(self.wholes)))
@@ -410,12 +412,14 @@ class _Apportioning:
             cross = matern(at.points * lengths, at.inducing * lengths, amplitude)
             inner = matern(at.inducing * lengths, at.inducing * lengths, amplitude)
             inner[np.diag_indices_from(inner)] += _JITTER * amplitude
-            inverse = cho_solve((np.linalg.cholesky(inner), True), np.eye(len(inner)))
+            root = np.linalg.cholesky(inner)
+            inverse = cho_solve((root, True), np.eye(len(inner)))
             told = cross @ inverse
             left = np.maximum(amplitude - (told * cross).sum(axis=1), 0.0)
             summed = self._summed(own, cross * at.weights[:, None])
             solved = summed @ inverse
-            covariance += solved @ summed.T
+            whitened = solve_triangular(root, summed.T, lower=True, check_finite=False)
+            covariance += whitened.T @ whitened  # not negative, whatever the rounding
             diagonal = diagonal + self._summed(own, left * at.weights**2)
             parts[name] = _Part(
                 amplitude, lengths, cross, inner, inverse, told, left, summed, solved
@@ -427,7 +431,7 @@ class _Apportioning:
         """Of each latency's logarithm, beside what its kernels leave open."""
         import numpy as np
 
-        return np.asarray((self.noise**2 + math.exp(hyper[-1])) * self.scatter)
+        return np.asarray((self.noise**2 + math.exp(hyper[-1]) + _LEAST_NOISE) * self.scatter)
 
     def _target(self, off: Mapping[str, Array]) -> Array:
         """What the weighted sum of the kernels' logarithms has to be in each network."""
@@ -471,15 +475,17 @@ class _Apportioning:
         root = np.linalg.cholesky(part.inner)
         whitened = np.linalg.solve(root, part.summed.T)
         open_ = np.eye(len(root)) - whitened @ inverse @ whitened.T
-        open_[np.diag_indices_from(open_)] += _JITTER
-        precision = root @ np.linalg.inv(open_) @ root.T
+        values, vectors = np.linalg.eigh((open_ + open_.T) / 2)
+        # A = R Rᵀ, and the triangle of a QR decomposition of Rᵀ is its Cholesky factor.
+        scaled = (vectors / np.sqrt(np.maximum(values, _JITTER))).T @ root.T
+        triangle = np.linalg.qr(scaled, mode="r")
         process = GaussianProcess(
             center=placed.center,
             weights=part.lengths / placed.spread,
             amplitude=part.amplitude,
             noise=_JITTER,
             inducing=placed.inducing * part.lengths,
-            factor=np.linalg.cholesky((precision + precision.T) / 2),
+            factor=(triangle * np.sign(np.diag(triangle))[:, None]).T,
             target=part.solved.T @ solved,
             low=-_MOST,
             high=_MOST,
@@ -513,7 +519,10 @@ class _Apportioning:
         from scipy.linalg import cho_solve
 
         covariance, parts = self._system(placed, hyper)
-        factor = np.linalg.cholesky(covariance)
+        try:
+            factor = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:
+            return math.inf, np.zeros(len(hyper))
         inverse = cho_solve((factor, True), np.eye(len(factor)))
         solved = inverse @ target
         away = (hyper - self.expected) / self.deviations
