@@ -8,6 +8,9 @@ Everything measured is kept in a folder as it is measured: killed at any time, t
 on. ``--report-only`` measures nothing and reports what the folder holds. Shorter profiles are what
 the first minutes of the long one were.
 
+``--space-only`` judges by networks of the search space alone, and leaves kernels alone and sweeps
+out: with ``--minutes 10 --mobile 40 --visits 8`` profile and truth take about a quarter of an hour.
+
 The exit code is 0 whether or not the goals are met; a miss is printed as one.
 """
 
@@ -18,7 +21,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -144,19 +147,17 @@ def measure(plan: Plan, progress: Progress) -> None:
             card = _profile_until(plan, stop, progress)
         series.measure()
     truths = read_truth(DeviceCard.open(plan.truth_card))
-    measure_isolated(
-        plan.isolated_card,
-        truths,
-        choose(truths, *plan.isolated),
-        plan.settings,
-        lambda text: progress(f"alone, {text}"),
-        runtime=plan.runtime,
-    )
-    folder = plan.folder / "sweeps"
-    folder.mkdir(exist_ok=True)
-    sweeps = list(sweep_networks(folder, plan.settings.batch, plan.sweeps))
-    with _truth_series(plan, plan.sweeps_card, sweeps, progress, "sweeps", MIN_VISITS) as series:
-        series.measure()
+    if any(plan.isolated):
+        measure_isolated(
+            plan.isolated_card,
+            truths,
+            choose(truths, *plan.isolated),
+            plan.settings,
+            lambda text: progress(f"alone, {text}"),
+            runtime=plan.runtime,
+        )
+    if plan.sweeps:
+        _measure_sweeps(plan, progress)
     progress("speed of predicting")
     predictor, _ = _fitted(plan, card, None)
     speed: dict[str, Any] = {
@@ -166,6 +167,14 @@ def measure(plan: Plan, progress: Progress) -> None:
     }
     speed["expected_latency"] = expected_latency_speed(card)
     write_whole(plan.speed_file, json.dumps(speed).encode())
+
+
+def _measure_sweeps(plan: Plan, progress: Progress) -> None:
+    folder = plan.folder / "sweeps"
+    folder.mkdir(exist_ok=True)
+    sweeps = list(sweep_networks(folder, plan.settings.batch, plan.sweeps))
+    with _truth_series(plan, plan.sweeps_card, sweeps, progress, "sweeps", MIN_VISITS) as series:
+        series.measure()
 
 
 class _Pause(Exception):
@@ -246,7 +255,9 @@ def compute(plan: Plan, progress: Progress) -> dict[str, Any]:
                 "groups": by_group(truths, given),
             }
         )
-    sums = summed(predictor.calibration, truths)
+    # Where the runtime times no kernels, there is nothing that could be summed or split.
+    sums = summed(predictor.calibration, truths) if truth_card.per_op_times else {}
+    own_sums = summed(own_calibration(truths), truths) if truth_card.per_op_times else {}
     flops, roofline = flops_constant(card, truths), network_roofline(card, truths)
     families = by_family(truths, given)
     sweeps, isolated = _read_sweeps(plan, predictor), _read_isolated(plan, truths, given)
@@ -255,17 +266,17 @@ def compute(plan: Plan, progress: Progress) -> dict[str, Any]:
     result: dict[str, Any] = {
         "benchmark": "predictor_accuracy",
         "conditions": _conditions(card),
-        "warnings": _warnings(card, truth_card, isolated),
+        "warnings": _warnings(plan, card, truth_card, isolated),
         "profile": _profile(card),
         "truth": _truth(plan, truth_card, truths),
         "order": _order(plan),
         "summation": by_group(truths, sums),
-        "summation_own_calibration": by_group(truths, summed(own_calibration(truths), truths)),
+        "summation_own_calibration": by_group(truths, own_sums),
         "curve": curve,
         "families": families,
         "error_split": {
             group: error_split(own, given, predictor.calibration)
-            for group, own in groups_of(truths).items()
+            for group, own in groups_of(truths if truth_card.per_op_times else ()).items()
         },
         "methods": {
             "predictor": curve[-1]["groups"],
@@ -285,7 +296,7 @@ def compute(plan: Plan, progress: Progress) -> dict[str, Any]:
                 "repeatability": t.repeatability,
                 "stable": t.stable,
                 "visits": t.visits,
-                "summed_ms": sums[t.name].latency_ms,
+                "summed_ms": sums[t.name].latency_ms if sums else None,
                 "predicted_ms": given[t.name].latency_ms,
                 "low_ms": given[t.name].low_ms,
                 "high_ms": given[t.name].high_ms,
@@ -363,6 +374,7 @@ def _conditions(card: DeviceCard) -> dict[str, Any]:
         "runtime_version": card.runtime_version,
         **card.settings.to_json(),
         "simulated": card.simulated,
+        "per_op_times": card.per_op_times,
         **{key: environment[key] for key in ("cpu", "cpu_revision", "vector", "logical_cores")},
     }
 
@@ -417,13 +429,15 @@ def _minutes(card: DeviceCard) -> float | None:
     return last_s / 60 if last_s else None
 
 
-def _warnings(card: DeviceCard, truth: DeviceCard, isolated: dict[str, Any] | None) -> list[str]:
+def _warnings(
+    plan: Plan, card: DeviceCard, truth: DeviceCard, isolated: dict[str, Any] | None
+) -> list[str]:
     found = []
     if not card.complete:
         found.append("the profile is unfinished.")
     if not truth.complete:
         found.append("the truth is unfinished; networks with too few visits count as unstable.")
-    if isolated is None:
+    if isolated is None and any(plan.isolated):
         found.append("kernels alone are not measured, or not all of them.")
     if card.simulated or truth.simulated:
         found.append("simulated; the figures say nothing about a real device.")
@@ -448,16 +462,27 @@ def _by_tenths(progress: Progress, label: str) -> Callable[[float, str], None]:
 def _plan(given: argparse.Namespace) -> Plan:
     settings = RuntimeSettings(threads=given.threads)
     name = f"predictor-accuracy{'-quick' if given.quick else ''}-{given.threads}t"
+    if given.runtime != Plan.runtime:
+        name += f"-{given.runtime}"
     folder = given.folder or _HERE.parent / "build" / name
+    plan = _quick_plan(given, folder, settings)
     if not given.quick:
-        return Plan(
+        plan = Plan(
             folder,
             settings,
             minutes=given.minutes or 30.0,
             curve=given.curve or (3.0, 10.0, 30.0),
             mobile=220 if given.mobile is None else given.mobile,
+            max_visits=given.visits or MAX_VISITS,
             runtime=given.runtime,
         )
+    if given.space_only:
+        plan = replace(plan, torchvision=(), isolated=(0, 0), sweeps=())
+    # A pause at the very end is none: what follows the profile is measured then anyway.
+    return replace(plan, pauses=tuple(p for p in plan.pauses if p < plan.minutes))
+
+
+def _quick_plan(given: argparse.Namespace, folder: Path, settings: RuntimeSettings) -> Plan:
     return Plan(
         folder,
         settings,
@@ -488,7 +513,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, help="of profiling (30)")
     add("--curve", type=_minutes_list, help="minutes of shorter profiles (3,10,30)")
     add("--mobile", type=int, help="networks of the mobile search space (220)")
-    add("--folder", type=Path, help="for networks and cards (build/predictor-accuracy-1t)")
+    add("--visits", type=int, help="to a network of the truth, at most (24; at least 8)")
+    add("--space-only", action="store_true", help="the truth is networks of the space, no more")
+    add("--folder", type=Path, help="for networks and cards (build/predictor-accuracy-…)")
     add("--output", type=Path, help="JSON file; plots lie beside it (benchmarks/results/…)")
     add("--runtime", default="onnxruntime", help="what runs the networks")
     add("--quick", action="store_true", help="a minute's try of everything, of no worth")
@@ -499,7 +526,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what is missing, and reports; returns the exit code."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.visits is not None and given.visits < MIN_VISITS:
+        parser.error(f"--visits {given.visits}: must be {MIN_VISITS} or more; give {MIN_VISITS}.")
 
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -86,22 +86,17 @@ class Intervals:
     scores: int
 
     @classmethod
-    def fit(cls, scores: Sequence[Score], timed: bool = True) -> Self:
+    def fit(cls, scores: Sequence[Score]) -> Self:
         """From the errors on networks that were left out.
 
         Args:
             scores: at least one.
-            timed: whether times of kernels were measured. Regressors of times that were worked out
-                are too sure, of some networks more than of others, so that the 90 % quantile of the
-                errors is then the least half-width.
         """
         expected = [math.hypot(s.deviation, _SUM_DEVIATION, s.noise) for s in scores]
         ratio = median(s.error / size for s, size in zip(scores, expected, strict=True))
         factor = max(1.0, ratio / _MEDIAN_DEVIATION)
         if len(scores) >= MIN_SCORES:
-            errors = sorted(s.error for s in scores)
-            least = 0.0 if timed else errors[min(len(errors) - 1, int(INTERVAL * len(errors)))]
-            return cls(factor, least, len(scores))
+            return cls(factor, 0.0, len(scores))
         largest = max(s.error for s in scores)
         return cls(factor, max(_GUESS * largest, _LEAST_GUESS), len(scores))
 

@@ -611,9 +611,12 @@ class _Fitting:
                 own.append(Sample(kernel, context, time_ms, network.visits))
             self.places.append(row)
         self.measured = {name: Samples.of(own) for name, own in sorted(self.samples.items())}
-        self.families = {
-            name: FamilyRegressor.fit(own, effort) for name, own in self.measured.items()
-        }
+        # What was worked out of whole networks says of any kernel what it takes, and adds up.
+        self.families = (
+            dict(table.explained.families)
+            if table.explained
+            else {name: FamilyRegressor.fit(own, effort) for name, own in self.measured.items()}
+        )
         self.calibration = self._calibrate(None)
         self.residuals = self._residuals()
 
@@ -628,9 +631,9 @@ class _Fitting:
             np.concatenate([own.terms for own in moving or self.measured.values()]),
             np.concatenate([own.times_ms for own in moving or self.measured.values()]),
         )
-        self.left_out = self._left_out()
+        self.left_out = self._left_out() if self.table.timed else {}
         scores = [self._judge(i) for i in self._judged()]
-        intervals = Intervals.fit(scores, self.table.timed)
+        intervals = Intervals.fit(scores)
         return {
             "families": self.families,
             "roofline": roofline,
@@ -646,17 +649,19 @@ class _Fitting:
         }
 
     def _calibrate(self, without: int | None) -> Calibration:
+        if self.table.explained:
+            return Calibration(self.table.explained.fixed_ms, 1.0, 0.0)
         networks = [n for i, n in enumerate(self.table.networks) if i != without]
         return Calibration.fit([n.times_ms for n in networks], [n.whole_ms for n in networks])
 
     def _residuals(self) -> dict[int, list[tuple[int, float, int]]]:
         """By kernel: the network, the logarithm of time over prediction, and the visits of each."""
-        by_family = {
-            name: self.families[name].residuals(own) for name, own in self.measured.items()
-        }
         residuals: dict[int, list[tuple[int, float, int]]] = {}
         if not self.table.timed:  # nothing is known of a kernel by itself
             return residuals
+        by_family = {
+            name: self.families[name].residuals(own) for name, own in self.measured.items()
+        }
         for index, row in enumerate(self.places):
             for place in row:
                 if place is None:
@@ -721,6 +726,15 @@ class _Fitting:
     def _judge(self, index: int) -> Score:
         """Predicts one of the card's networks without anything that was learned from it."""
         network = self.table.networks[index]
+        if network.left_out_ms is not None:
+            return Score(
+                kind=network.kind,
+                whole_ms=network.whole_ms,
+                predicted_ms=network.left_out_ms,
+                summed_ms=self.calibration.whole_ms(network.times_ms),
+                deviation=network.left_out_deviation,
+                noise=network.noise,
+            )
         many = len(self.table.networks)
         # One network in a hundred does not move three coefficients, but refitting takes its time.
         calibration = self._calibrate(index) if 4 < many <= 100 else self.calibration
@@ -747,7 +761,7 @@ class _Fitting:
         return Score(
             kind=network.kind,
             whole_ms=network.whole_ms,
-            predicted_ms=network.left_out_ms or calibration.whole_ms([*times, *([0.0] * missing)]),
+            predicted_ms=calibration.whole_ms([*times, *([0.0] * missing)]),
             summed_ms=calibration.whole_ms(network.times_ms),
             deviation=_Spread(alone, blocks).deviation([calibration.kernel_ms(t) for t in times]),
             noise=network.noise,

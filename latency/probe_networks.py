@@ -11,6 +11,7 @@ of layers went into it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,11 @@ _KINDS = {
     "gate": 0.01,
 }
 """Odds of the kind of block that most of a network is made of."""
-_UNSTRIDED = ("unit", "growth", "branches", "convnext", "gate")
+_SUMS = 0.12
+_KINDS_WITH_SUMS = {**{kind: (1 - _SUMS) * odds for kind, odds in _KINDS.items()}, "sum": _SUMS}
+"""The same with parallel paths that are added, as in evolved cells; they tell nothing new where
+each path is timed by itself."""
+_UNSTRIDED = ("unit", "growth", "branches", "convnext", "gate", "sum")
 """Kinds that keep the number of pixels: something in front of a stage has to reduce it."""
 _OTHER_KIND = 0.15
 """Odds that a stage has blocks of another kind than the rest of its network."""
@@ -60,18 +65,22 @@ _MAX_WEIGHTS = 30_000_000
 _MAX_PEAK = 12_000_000
 
 
-def sample_network(rng: np.random.Generator) -> ProbeSpec:
+def sample_network(rng: np.random.Generator, sums: bool = False) -> ProbeSpec:
     """A random probe built like a whole network.
 
     Args:
         rng: the one generator that draws everything.
+        sums: whether parallel paths that are added are among the kinds of blocks.
 
     Returns:
         A specification of 8 to 40 layers for an image of 96 to 320 pixels.
     """
     while True:
         kind = int(rng.choice(3, p=_LAYOUT_ODDS))
-        spec = (_image_network, _token_network, _grid_network)[kind](rng)
+        if kind:
+            spec = (_token_network, _grid_network)[kind - 1](rng)
+        else:
+            spec = _image_network(rng, _KINDS_WITH_SUMS if sums else _KINDS)
         if len(spec.layers) >= _MIN_LAYERS:
             return spec
 
@@ -119,10 +128,10 @@ class _Draft:
         return replace(spec, reduce_mean=bool(rng.random() < 0.3))
 
 
-def _image_network(rng: np.random.Generator) -> ProbeSpec:
+def _image_network(rng: np.random.Generator, kinds: Mapping[str, float]) -> ProbeSpec:
     draft = _Draft(rng, ProbeSpec("image", _image_side(rng), 3, ()))
     step = int(rng.choice(_WIDTH_STEPS, p=_WIDTH_STEP_ODDS))
-    main = _kind(rng)
+    main = _kind(rng, kinds)
     # A network for little time begins narrow, so that it gets beyond its first stages.
     typical = 32 * (draft.madds / _TYPICAL_MADDS) ** 0.35
     width = _stepped(draw_channels(rng, typical, 0.4, 128), step)
@@ -134,7 +143,7 @@ def _image_network(rng: np.random.Generator) -> ProbeSpec:
     if rng.random() < 0.3:
         draft.take(LayerSpec("pool", width, 3, 2))
     for stage in range(int(rng.integers(3, 7))):
-        kind = _kind(rng) if rng.random() < _OTHER_KIND else main
+        kind = _kind(rng, kinds) if rng.random() < _OTHER_KIND else main
         side = draft.width_and_side[1]
         reduces = side > 6 and bool(rng.random() < (0.85 if stage else 0.4))
         if stage or rng.random() < 0.5:
@@ -234,8 +243,8 @@ def _image_side(rng: np.random.Generator) -> int:
     return round(float(rng.uniform(96, 320)) / step) * step
 
 
-def _kind(rng: np.random.Generator) -> str:
-    return str(rng.choice(list(_KINDS), p=list(_KINDS.values())))
+def _kind(rng: np.random.Generator, kinds: Mapping[str, float]) -> str:
+    return str(rng.choice(list(kinds), p=list(kinds.values())))
 
 
 def _stepped(channels: float, step: int) -> int:

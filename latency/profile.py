@@ -36,7 +36,7 @@ from latency.measure import (
     match_kernels,
     naming,
 )
-from latency.schedule import LIGHT_PROBES, NETWORK_PERIOD, Schedule
+from latency.schedule import Schedule
 
 if TYPE_CHECKING:
     import onnx
@@ -152,7 +152,7 @@ class _Profiler:
         minutes: float | None = arguments["minutes"]
         self.limit_s = None if minutes is None else minutes * 60.0
         self.schedule = Schedule(
-            minutes, arguments["rounds"], arguments["probes"], engine.simulated
+            minutes, arguments["rounds"], arguments["probes"], engine.simulated, self.per_op_times
         )
         self.progress = progress or (lambda share, text: None)
         self.first_round = int(writer.get("first_round", 0))
@@ -307,9 +307,9 @@ class _Profiler:
         from latency.probes import build_probe, model_digest, sample_probe
 
         rng = np.random.default_rng([self.seed, 2, index, *([attempt] if attempt else [])])
-        light, label = index < LIGHT_PROBES, "probe-"
-        if not light and index % NETWORK_PERIOD == 0:
-            spec, label = sample_network(rng), WHOLE
+        light, label = index < self.schedule.light_probes, "probe-"
+        if not light and index % self.schedule.network_period == 0:
+            spec, label = sample_network(rng, sums=not self.per_op_times), WHOLE
         elif not light and index % 2 and self.acquisition:
             spec, label = self.acquisition.choose(rng), CHOSEN
         else:

@@ -19,6 +19,8 @@ __all__ = [
     "MIN_PROBES",
     "NETWORK_PERIOD",
     "PROBES_BY_ROUNDS",
+    "UNTIMED_LIGHT_PROBES",
+    "UNTIMED_NETWORK_PERIOD",
     "Schedule",
 ]
 
@@ -31,6 +33,10 @@ LIGHT_PROBES = 96
 NETWORK_PERIOD = 4
 """Of the later probes one in so many is built like a whole network, which takes some times as long
 as another, and has some times as many kernels."""
+UNTIMED_LIGHT_PROBES = 48
+UNTIMED_NETWORK_PERIOD = 2
+"""The same where the runtime times no kernels. A network tells one number then, however long it is,
+so that those which are like what will be asked about tell most."""
 MAX_PROBES = 6000
 """More probes than this gain little, and a card should stay small enough to be mailed."""
 MIN_PROBES = 6
@@ -51,12 +57,24 @@ class Schedule:
         rounds: how many rounds there are; None when it is limited by time.
         probes: how many probes there are at most; None for as many as there is time for.
         simulated: whether time stands still, so that it cannot limit anything.
+        timed: whether the runtime times single kernels.
     """
 
     minutes: float | None
     rounds: int | None
     probes: int | None
     simulated: bool = False
+    timed: bool = True
+
+    @property
+    def light_probes(self) -> int:
+        """How many probes are quick ones, at first."""
+        return LIGHT_PROBES if self.timed else UNTIMED_LIGHT_PROBES
+
+    @property
+    def network_period(self) -> int:
+        """One in so many of the later probes is built like a whole network."""
+        return NETWORK_PERIOD if self.timed else UNTIMED_NETWORK_PERIOD
 
     @property
     def fixed(self) -> bool:

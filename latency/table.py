@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from devices.measurement import FEW_VISITS
 from latency.blas_threads import one_blas_thread
 from latency.context import Context, contexts
+from latency.slow_phases import undisturbed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from latency.card import CardNetwork, DeviceCard
     from latency.kernel import Kernel
-    from latency.whole_times import WorkedOut
+    from latency.whole_times import Explained
 
     Array = npt.NDArray[np.float64]
 
@@ -79,6 +80,7 @@ class NetworkRow:
         visits: how many.
         noise: standard error of the logarithm of `whole_ms`.
         left_out_ms: what the others say of it, where the times of its kernels were worked out.
+        left_out_deviation: standard deviation of that one's logarithm.
     """
 
     name: str
@@ -90,6 +92,7 @@ class NetworkRow:
     visits: int
     noise: float = 0.0
     left_out_ms: float | None = None
+    left_out_deviation: float = 0.0
 
     @property
     def sum_ms(self) -> float:
@@ -105,12 +108,17 @@ class KernelTable:
         kernels: each kernel once.
         networks: those that were visited with the single kernels timed; where the runtime does not
             time them, all that were visited.
-        timed: whether the times of kernels were measured, not worked out.
+        explained: what was worked out, where the times of kernels were not measured.
     """
 
     kernels: tuple[KernelRow, ...]
     networks: tuple[NetworkRow, ...]
-    timed: bool = True
+    explained: Explained | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether the times of kernels were measured, not worked out."""
+        return self.explained is None
 
     @classmethod
     def from_card(cls, card: DeviceCard, *, quick: bool = False) -> Self:
@@ -126,10 +134,10 @@ class KernelTable:
         networks: list[NetworkRow] = []
         timed = card.per_op_times
         measured = [n for n in card.networks if _usable(n, timed)]
-        latencies = _latencies(card, measured)
-        worked_out = () if timed else _worked_out(measured, latencies, quick)
+        latencies = _latencies(card, measured) if timed else _by_all(card, measured)
+        explained = None if timed else _explained(measured, latencies, quick)
         for place, (network, (whole_ms, noise)) in enumerate(zip(measured, latencies, strict=True)):
-            own = None if timed else worked_out[place]
+            own = explained.networks[place] if explained else None
             times = own.times_ms if own else tuple(_kernel_times(network))
             visits = [v for v in network.visits if v.kernel_ms.size or not timed]
             rows = []
@@ -151,6 +159,7 @@ class KernelTable:
                     visits=len(network.visits),
                     noise=noise,
                     left_out_ms=own.left_out_ms if own else None,
+                    left_out_deviation=own.left_out_deviation if own else 0.0,
                 )
             )
         return cls(
@@ -164,7 +173,7 @@ class KernelTable:
                 for kernel, found in zip(kernels, occurrences, strict=True)
             ),
             networks=tuple(networks),
-            timed=timed,
+            explained=explained,
         )
 
     @cached_property
@@ -237,19 +246,33 @@ def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[tuple[
     ]
 
 
+def _by_all(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[tuple[float, float]]:
+    """As `_latencies`, where the latencies are all that is known.
+
+    Each network's own where most were seen undisturbed often enough, else what all visits together
+    say.
+    """
+    own = _latencies(card, networks)
+    few = sum(card.measurement(network).accepted < FEW_VISITS for network in networks)
+    if 2 * few <= len(networks):
+        return own
+    visits = [[v.visit for v in network.visits] for network in networks]
+    return list(undisturbed(visits, card.sentinel_reference_ms))
+
+
 def _usable(network: CardNetwork, timed: bool) -> bool:
     """Whether a network was visited, and with the single kernels timed where they can be."""
     return any(v.kernel_ms.size or not timed for v in network.visits)
 
 
-def _worked_out(
+def _explained(
     networks: Sequence[CardNetwork], latencies: Sequence[tuple[float, float]], quick: bool
-) -> Sequence[WorkedOut]:
-    """Time of each kernel of each network, from the latencies of all."""
-    from latency.whole_times import WholeNetwork, kernel_times
+) -> Explained:
+    """What the latencies of all networks tell of their kernels."""
+    from latency.whole_times import WholeNetwork, explain
 
     with one_blas_thread():
-        return kernel_times(
+        return explain(
             [
                 WholeNetwork(network.kernels, network.sources, whole_ms, noise)
                 for network, (whole_ms, noise) in zip(networks, latencies, strict=True)

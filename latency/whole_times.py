@@ -7,27 +7,38 @@ kernels tell what each kind takes. Two steps:
    the latencies of the networks, relative errors minimised, no coefficient negative. Families that
    too little is told about lean on the roofline of all.
 2. What is left is the sum of what each kernel's logarithm is off by, weighted with the kernel's
-   time. With a Gaussian process over each family's features those sums are Gaussian too, so the
-   means of all kernels, given all networks, have a closed form (regression with aggregated
-   observations: Law et al., *Variational Learning on Aggregate Outputs with Gaussian Processes*,
-   NeurIPS 2018, section 2, for a linear link). A time is an exponential of the process, so the
-   weights are renewed and the form is solved again, a few times (Gauss-Newton).
+   time. With a Gaussian process over each family's features those sums are Gaussian too: the
+   covariance of two networks is the sum over their pairs of kernels, and what all networks tell of
+   any kernel, measured or not, has a closed form (regression with aggregated observations: Law et
+   al., *Variational Learning on Aggregate Outputs with Gaussian Processes*, NeurIPS 2018, section
+   2, for a linear link). A time is an exponential of the process, so the weights are renewed and
+   the form is solved again, a few times (Gauss-Newton).
 
-How far kernels' features reach (one factor for all lengths), how much kernels vary, and how noisy
-latencies are, maximise the marginal likelihood of the networks. Each family's features are scaled
-to unit deviation first. This is this project's own choice; docs/adr/0015-runtimes-that-say-less.md
-has what it gives.
+How much each feature matters (one factor for all families, for the networks tell too little to find
+one for each), how much kernels of each family vary, and how noisy latencies are, are the most
+likely ones given the latencies and a broad prior (Rasmussen and Williams, *Gaussian Processes for
+Machine Learning*, 2006, equations 5.8 and 5.9). Each family's features are scaled to unit deviation
+first.
+
+A network may be off by what no kernel explains (layers that a runtime puts between two others), so
+that errors have the tails of Student's distribution: each latency's variance grows with what it is
+off by (Lange, Little and Taylor, *Robust Statistical Modeling Using the t Distribution*, JASA 1989,
+section 3). This is this project's own choice; docs/adr/0015-runtimes-that-say-less.md has what it
+gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from latency.context import contexts
-from latency.gaussian_process import inducing_points, matern
-from latency.regressor import Described
+from latency.context import Surroundings
+from latency.features import FEATURES
+from latency.gaussian_process import GaussianProcess, inducing_points, matern
+from latency.regressor import Described, FamilyRegressor
+from latency.roofline import Roofline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,10 +48,12 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-__all__ = ["WholeNetwork", "WorkedOut", "kernel_times"]
+__all__ = ["Explained", "WholeNetwork", "WorkedOut", "explain"]
 
 _ROUNDS = 4
 """Of Gauss-Newton; the third changes times by less than a percent."""
+_TUNED_ROUNDS = (1, 2)
+_TUNING_STEPS = 40
 _INDUCING = 300
 _MOST = 2.0
 """By which the logarithm of a kernel's time is off its roofline, at most."""
@@ -53,12 +66,22 @@ _LEAST_PART = 0.01
 """Of the time of all networks, that each term of the roofline of all takes at least."""
 _LEAST_LEFT_OUT = 0.02
 """Of its latency that a network is said to take, at least."""
+_FEW = 4
+"""Networks with fewer than these have rooflines only."""
 _JITTER = 1e-6
-_START = (-1.9, -1.9, -7.0)
-"""Logarithms of the inverse length of a feature of unit deviation, of the prior variance and of the
-variance of a latency's logarithm."""
-_BOUNDS = ((-4.0, 0.5), (-5.0, 0.7), (-9.2, -3.0))
-_STEPS = 25
+_LENGTH = (-1.9, 1.0)
+"""Logarithm of the inverse length of a feature of unit deviation: what it is expected to be, and by
+how much it may differ."""
+_AMPLITUDE = (-1.0, 0.7)
+"""The same of a family's prior variance."""
+_NOISE = (-7.0, 1.5)
+"""The same of the variance of a latency's logarithm, beside what its visits say."""
+_LEAST_NOISE = 1e-6
+"""Variance of a latency's logarithm, at least: a tenth of a per cent."""
+_FREEDOM = 4.0
+"""Degrees of freedom of Student's distribution."""
+_BOUNDS = 6.0
+"""Of those deviations, that a parameter stays within."""
 
 
 @dataclass(frozen=True)
@@ -78,51 +101,6 @@ class WholeNetwork:
     noise: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Family:
-    """All kernels of one family, in all networks.
-
-    Attributes:
-        owner: of each kernel, the number of its network, shape `(kernels,)`.
-        place: and its place in that.
-        described: features and roofline terms.
-    """
-
-    owner: npt.NDArray[np.intp]
-    place: npt.NDArray[np.intp]
-    described: Described
-
-
-@dataclass(frozen=True, eq=False)
-class _Prior:
-    """A family's kernels as a process sees them, features scaled to unit deviation.
-
-    Attributes:
-        points: shape `(kernels, features)`.
-        inducing: some of them, those that are furthest from each other.
-    """
-
-    points: Array
-    inducing: Array
-
-    def factors(self, length: float, amplitude: float) -> tuple[Array, Array]:
-        """What the inducing points tell of each kernel, and the variance that they leave.
-
-        Returns:
-            Shape `(kernels, inducing)`, whose product with itself is the covariance, and
-            `(kernels,)`.
-        """
-        import numpy as np
-        from scipy.linalg import solve_triangular
-
-        inducing = self.inducing * length
-        inner = matern(inducing, inducing, amplitude)
-        inner[np.diag_indices_from(inner)] += _JITTER * amplitude
-        cross = matern(self.points * length, inducing, amplitude)
-        told = solve_triangular(np.linalg.cholesky(inner), cross.T, lower=True, check_finite=False)
-        return told.T, np.maximum(amplitude - (told**2).sum(axis=0), 0.0)
-
-
 @dataclass(frozen=True, slots=True)
 class WorkedOut:
     """What was worked out of one network.
@@ -132,22 +110,132 @@ class WorkedOut:
             costs beside its kernels.
         left_out_ms: what the network's latency would be said to be if it had not been there; the
             rooflines keep what they have learned from it.
+        left_out_deviation: standard deviation of that one's logarithm, as the process sees it.
     """
 
     times_ms: tuple[float, ...]
     left_out_ms: float
+    left_out_deviation: float
 
 
-def kernel_times(networks: Sequence[WholeNetwork], *, quick: bool = False) -> tuple[WorkedOut, ...]:
-    """The time of each kernel of each network, such that networks add up.
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """What many networks tell.
+
+    Attributes:
+        networks: what was worked out of each, in the order given.
+        families: what takes how long, by the kernels' family.
+        fixed_ms: what every run costs beside its kernels.
+    """
+
+    networks: tuple[WorkedOut, ...]
+    families: Mapping[str, FamilyRegressor]
+    fixed_ms: float
+
+
+def explain(networks: Sequence[WholeNetwork], *, quick: bool = False) -> Explained:
+    """The time of each kernel of each network, such that networks add up, and of any other kernel.
 
     Args:
         networks: measured as a whole.
         quick: with the lengths and variances that are usual, instead of those found.
     """
     if not networks:
-        return ()
-    return _Apportioning(networks).worked_out(tuned=not quick)
+        return Explained((), {}, 0.0)
+    return _Apportioning(networks).explained(tuned=not quick)
+
+
+@dataclass(frozen=True, eq=False)
+class _Family:
+    """All kernels of one family, in all networks.
+
+    Attributes:
+        owner: of each kernel, the number of its network, shape `(kernels,)`.
+        place: and its place in that.
+        described: features and roofline terms.
+        labels: all that occur.
+        marks: which of them each kernel has, shape `(kernels, labels)`.
+        parameters: number of the inverse length of each feature and label.
+    """
+
+    owner: npt.NDArray[np.intp]
+    place: npt.NDArray[np.intp]
+    described: Described
+    labels: tuple[str, ...]
+    marks: Array
+    parameters: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, members: Sequence[tuple[int, int]], networks: Sequence[WholeNetwork]) -> _Family:
+        """From the places of its kernels: network, and kernel in that."""
+        import numpy as np
+
+        described = Described.of([networks[number].kernels[place] for number, place in members])
+        labels = tuple(sorted({label for own in described.labels for label in own}))
+        known = {label: index for index, label in enumerate(labels)}
+        marks = np.zeros((len(members), len(labels)))
+        for row, own in enumerate(described.labels):
+            marks[row, [known[label] for label in own]] = 1.0
+        # Labels of one kind ("op", "activation", modes) matter alike.
+        kinds = [len(FEATURES) + _KINDS.get(label.split(" ")[0], 2) for label in labels]
+        return cls(
+            np.array([number for number, _ in members], dtype=np.intp),
+            np.array([place for _, place in members], dtype=np.intp),
+            described,
+            labels,
+            marks,
+            np.array([*range(len(FEATURES)), *kinds], dtype=np.intp),
+        )
+
+
+_KINDS = {"op": 0, "activation": 1}
+_LENGTHS = len(FEATURES) + len(_KINDS) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A family's kernels in their surroundings, features scaled to unit deviation.
+
+    Attributes:
+        center: of each feature, shape `(features,)`.
+        spread: deviation of each; infinite where it never varies.
+        points: shape `(kernels, features)`.
+        inducing: some of them, those that are furthest from each other.
+        weights: what each kernel takes as a part of its network's latency, shape `(kernels,)`.
+    """
+
+    center: Array
+    spread: Array
+    points: Array
+    inducing: Array
+    weights: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What one family brings to the covariance of the networks, with given hyperparameters.
+
+    Attributes:
+        amplitude: prior variance.
+        lengths: inverse length of each feature, shape `(features,)`.
+        cross: covariance of kernels and inducing points, shape `(kernels, inducing)`.
+        inner: of the inducing points, shape `(inducing, inducing)`.
+        inverse: of that.
+        told: `cross @ inverse`.
+        left: variance of each kernel that the inducing points leave open, shape `(kernels,)`.
+        summed: `cross`, weighted and summed over networks, shape `(networks, inducing)`.
+        solved: `summed @ inverse`.
+    """
+
+    amplitude: float
+    lengths: Array
+    cross: Array
+    inner: Array
+    inverse: Array
+    told: Array
+    left: Array
+    summed: Array
+    solved: Array
 
 
 class _Apportioning:
@@ -159,44 +247,74 @@ class _Apportioning:
         self.networks = networks
         self.wholes = np.array([n.whole_ms for n in networks])
         self.noise = np.array([n.noise for n in networks])
+        self.surroundings = [Surroundings.of(n.kernels, n.sources) for n in networks]
         members: dict[str, list[tuple[int, int]]] = {}
         for number, network in enumerate(networks):
             for place, kernel in enumerate(network.kernels):
                 members.setdefault(kernel.family, []).append((number, place))
-        self.families = {
-            name: _Family(
-                np.array([number for number, _ in own], dtype=np.intp),
-                np.array([place for _, place in own], dtype=np.intp),
-                Described.of([networks[number].kernels[place] for number, place in own]),
-            )
-            for name, own in sorted(members.items())
-        }
+        self.families = {name: _Family.of(own, networks) for name, own in sorted(members.items())}
         self.fixed_ms, self.rooflines = self._rooflines()
+        self.base_ms = {
+            name: self.rooflines[name].predict(own.described.terms)
+            for name, own in self.families.items()
+        }
+        self.scatter = np.ones(len(networks))
+        usual = [_LENGTH] * _LENGTHS + [_AMPLITUDE] * len(self.families) + [_NOISE]
+        self.expected, self.deviations = np.array(usual).T
 
-    def worked_out(self, tuned: bool) -> tuple[WorkedOut, ...]:
-        """See `kernel_times`."""
+    def explained(self, tuned: bool) -> Explained:
+        """See `explain`."""
         import numpy as np
 
-        errors = np.zeros(len(self.wholes))
         off = {name: np.zeros(len(own.owner)) for name, own in self.families.items()}
-        hyper: Sequence[float] = _START
-        if len(self.networks) >= 4:
-            for step in range(_ROUNDS):
-                times = self._times(off)
-                priors = self._priors(times)
-                if tuned and step == 1:
-                    hyper = self._tuned(priors, times, off)
-                off, errors = self._solved(priors, times, off, hyper)
-        rows = self._by_network(self._times(off))
-        if len(self.networks) < 4:
-            errors = 1.0 - (np.array([sum(row) for row in rows]) + self.fixed_ms) / self.wholes
-        left_out = self.wholes * np.maximum(1.0 - errors, _LEAST_LEFT_OUT)
-        return tuple(WorkedOut(row, float(own)) for row, own in zip(rows, left_out, strict=True))
+        if len(self.networks) < _FEW:
+            rows = self._by_network(self._times(off))
+            deviation = np.full(len(rows), _ROOFLINE_DEVIATION)
+            sums = np.array([sum(row) for row in rows]) + self.fixed_ms
+            families = {
+                name: FamilyRegressor(self.rooflines[name], own.labels, None)
+                for name, own in self.families.items()
+            }
+            return self._result(rows, sums, deviation, families)
+        hyper: Array = self.expected
+        for step in range(_ROUNDS):
+            placed = self._placed(self._times(off))
+            target = self._target(off)
+            if tuned and step in _TUNED_ROUNDS:
+                hyper = self._tuned(placed, target, hyper)
+            covariance, parts = self._system(placed, hyper)
+            inverse = np.linalg.inv(covariance)
+            solved = inverse @ target
+            off = self._means(placed, parts, solved)
+            unexplained = self._variances(hyper) * solved
+            plain = self._variances(hyper) / self.scatter
+            if step + 1 < _ROUNDS:
+                self.scatter = (_FREEDOM + unexplained**2 / plain) / (_FREEDOM + 1.0)
+        errors, variances = solved / np.diag(inverse), 1.0 / np.diag(inverse)
+        return self._result(
+            self._by_network(self._times(off)),
+            self.wholes * np.maximum(1.0 - errors, _LEAST_LEFT_OUT),
+            np.sqrt(np.maximum(variances - self._variances(hyper), 0.0)),
+            {
+                name: self._regressor(name, placed[name], part, inverse, solved)
+                for name, part in parts.items()
+            },
+        )
+
+    def _result(
+        self,
+        rows: Sequence[tuple[float, ...]],
+        left_out_ms: Array,
+        deviations: Array,
+        families: Mapping[str, FamilyRegressor],
+    ) -> Explained:
+        each = zip(rows, left_out_ms.tolist(), deviations.tolist(), strict=True)
+        return Explained(tuple(WorkedOut(*own) for own in each), families, self.fixed_ms)
 
     # -- rooflines
 
-    def _rooflines(self) -> tuple[float, dict[str, Array]]:
-        """What a run costs beside its kernels, and the roofline of each kernel, by family."""
+    def _rooflines(self) -> tuple[float, dict[str, Roofline]]:
+        """What a run costs beside its kernels, and each family's roofline."""
         import numpy as np
         from scipy.optimize import least_squares, nnls
 
@@ -229,10 +347,8 @@ class _Apportioning:
         found = np.zeros(len(used))
         found[used] = start * np.exp(logs)
         rooflines = {
-            name: np.maximum(
-                own.described.terms @ found[i * terms : (i + 1) * terms], 1e-5 * self.wholes.min()
-            )
-            for i, (name, own) in enumerate(self.families.items())
+            name: Roofline(tuple(found[i * terms : (i + 1) * terms].tolist()))
+            for i, name in enumerate(self.families)
         }
         return float(found[-1]), rooflines
 
@@ -246,136 +362,216 @@ class _Apportioning:
 
     # -- the processes
 
-    def _times(self, off: dict[str, Array]) -> dict[str, Array]:
+    def _times(self, off: Mapping[str, Array]) -> dict[str, Array]:
         import numpy as np
 
-        return {name: own * np.exp(off[name]) for name, own in self.rooflines.items()}
+        return {name: own * np.exp(off[name]) for name, own in self.base_ms.items()}
 
-    def _by_network(self, times: dict[str, Array]) -> tuple[tuple[float, ...], ...]:
+    def _by_network(self, times: Mapping[str, Array]) -> tuple[tuple[float, ...], ...]:
         rows = [[0.0] * len(network.kernels) for network in self.networks]
         for name, own in self.families.items():
             for number, place, time_ms in zip(own.owner, own.place, times[name], strict=True):
                 rows[number][place] = float(time_ms)
         return tuple(tuple(row) for row in rows)
 
-    def _priors(self, times: dict[str, Array]) -> dict[str, _Prior]:
+    def _placed(self, times: Mapping[str, Array]) -> dict[str, _Placed]:
         import numpy as np
 
         around = [
-            contexts(network.kernels, network.sources, row)
-            for network, row in zip(self.networks, self._by_network(times), strict=True)
+            own.table(np.array(row))
+            for own, row in zip(self.surroundings, self._by_network(times), strict=True)
         ]
-        priors = {}
+        placed = {}
         for name, own in self.families.items():
-            surroundings = [around[n][p] for n, p in zip(own.owner, own.place, strict=True)]
-            points = np.hstack([own.described.within(surroundings), _marks(own.described.labels)])
-            spread = points.std(axis=0)
-            varies = spread > 1e-9
-            points = (points[:, varies] - points[:, varies].mean(axis=0)) / spread[varies]
-            if not varies.any():
-                points = np.zeros((len(points), 1))
+            tables = np.array([around[n][p] for n, p in zip(own.owner, own.place, strict=True)])
+            points = np.hstack([own.described.within(tables), own.marks])
+            center, spread = points.mean(axis=0), points.std(axis=0)
+            spread = np.where(spread > 1e-9, spread, np.inf)
+            points = (points - center) / spread
             rng = np.random.default_rng(0)
-            length = float(np.exp(_START[0]))
+            length = math.exp(_LENGTH[0])
             chosen = inducing_points(points * length, 1.0, _INDUCING, rng) / length
-            priors[name] = _Prior(points, chosen)
-        return priors
+            weights = times[name] / self.wholes[own.owner]
+            placed[name] = _Placed(center, spread, points, chosen, weights)
+        return placed
 
     def _system(
-        self, priors: dict[str, _Prior], times: dict[str, Array], hyper: Sequence[float]
-    ) -> tuple[Array, dict[str, tuple[Array, Array, Array]]]:
+        self, placed: Mapping[str, _Placed], hyper: Array
+    ) -> tuple[Array, dict[str, _Part]]:
         """The covariance of the networks' relative errors, and what each family brings to it."""
         import numpy as np
+        from scipy.linalg import cho_solve, solve_triangular
 
-        length, amplitude, noise = np.exp(np.asarray(hyper))
-        diagonal = np.maximum(self.noise**2, noise) + noise
+        diagonal = self._variances(hyper)
         covariance = np.zeros((len(self.wholes), len(self.wholes)))
         parts = {}
-        for name, own in self.families.items():
-            told, left = priors[name].factors(float(length), float(amplitude))
-            weights = times[name] / self.wholes[own.owner]
-            summed = self._summed(own, told * weights[:, None])
-            covariance += summed @ summed.T
-            diagonal = diagonal + self._summed(own, left * weights**2)
-            parts[name] = told, left * weights, summed
+        for index, (name, own) in enumerate(self.families.items()):
+            at = placed[name]
+            amplitude = math.exp(hyper[_LENGTHS + index])
+            lengths = np.exp(hyper[own.parameters])
+            cross = matern(at.points * lengths, at.inducing * lengths, amplitude)
+            inner = matern(at.inducing * lengths, at.inducing * lengths, amplitude)
+            inner[np.diag_indices_from(inner)] += _JITTER * amplitude
+            root = np.linalg.cholesky(inner)
+            inverse = cho_solve((root, True), np.eye(len(inner)))
+            told = cross @ inverse
+            left = np.maximum(amplitude - (told * cross).sum(axis=1), 0.0)
+            summed = self._summed(own, cross * at.weights[:, None])
+            solved = summed @ inverse
+            whitened = solve_triangular(root, summed.T, lower=True, check_finite=False)
+            covariance += whitened.T @ whitened  # not negative, whatever the rounding
+            diagonal = diagonal + self._summed(own, left * at.weights**2)
+            parts[name] = _Part(
+                amplitude, lengths, cross, inner, inverse, told, left, summed, solved
+            )
         covariance[np.diag_indices_from(covariance)] += diagonal
         return covariance, parts
 
-    def _target(self, times: dict[str, Array], off: dict[str, Array]) -> Array:
+    def _variances(self, hyper: Array) -> Array:
+        """Of each latency's logarithm, beside what its kernels leave open."""
+        import numpy as np
+
+        return np.asarray((self.noise**2 + math.exp(hyper[-1]) + _LEAST_NOISE) * self.scatter)
+
+    def _target(self, off: Mapping[str, Array]) -> Array:
         """What the weighted sum of the kernels' logarithms has to be in each network."""
         import numpy as np
 
+        times = self._times(off)
         target = self.wholes - self.fixed_ms
         for name, own in self.families.items():
             target = target - self._summed(own, times[name] * (1.0 - off[name]))
         return np.asarray(target / self.wholes)
 
-    def _solved(
-        self,
-        priors: dict[str, _Prior],
-        times: dict[str, Array],
-        off: dict[str, Array],
-        hyper: Sequence[float],
-    ) -> tuple[dict[str, Array], Array]:
-        """The mean of each kernel's logarithm over its roofline, and the errors of left-out ones.
+    def _means(
+        self, placed: Mapping[str, _Placed], parts: Mapping[str, _Part], solved: Array
+    ) -> dict[str, Array]:
+        """The mean of each kernel's logarithm over its roofline, by family."""
+        import numpy as np
 
-        Returns:
-            By family, shape `(kernels,)`; and by how much of its latency each network would be
-            predicted too low by all others, shape `(networks,)` (Rasmussen and Williams, equation
-            5.12).
+        means = {}
+        for name, own in self.families.items():
+            part = parts[name]
+            mean = part.cross @ (part.solved.T @ solved)
+            mean += part.left * placed[name].weights * solved[own.owner]
+            means[name] = np.clip(mean, -_MOST, _MOST)
+        return means
+
+    def _regressor(
+        self, name: str, placed: _Placed, part: _Part, inverse: Array, solved: Array
+    ) -> FamilyRegressor:
+        """What the networks tell of any kernel of a family.
+
+        Args:
+            name: of the family.
+            placed: its kernels.
+            part: of the covariance.
+            inverse: of the covariance of the networks.
+            solved: its product with their target.
         """
         import numpy as np
 
-        covariance, parts = self._system(priors, times, hyper)
-        inverse = np.linalg.inv(covariance)
-        solved = inverse @ self._target(times, off)
-        means = {}
-        for name, (told, left, summed) in parts.items():
-            mean = told @ (summed.T @ solved) + left * solved[self.families[name].owner]
-            means[name] = np.clip(mean, -_MOST, _MOST)
-        return means, solved / np.diag(inverse)
+        # What is left open of the inducing points' weights: K⁻¹ - K⁻¹ Sᵀ C⁻¹ S K⁻¹ = A⁻¹.
+        root = np.linalg.cholesky(part.inner)
+        whitened = np.linalg.solve(root, part.summed.T)
+        open_ = np.eye(len(root)) - whitened @ inverse @ whitened.T
+        values, vectors = np.linalg.eigh((open_ + open_.T) / 2)
+        # A = R Rᵀ, and the triangle of a QR decomposition of Rᵀ is its Cholesky factor.
+        scaled = (vectors / np.sqrt(np.maximum(values, _JITTER))).T @ root.T
+        triangle = np.linalg.qr(scaled, mode="r")
+        process = GaussianProcess(
+            center=placed.center,
+            weights=part.lengths / placed.spread,
+            amplitude=part.amplitude,
+            noise=_JITTER,
+            inducing=placed.inducing * part.lengths,
+            factor=(triangle * np.sign(np.diag(triangle))[:, None]).T,
+            target=part.solved.T @ solved,
+            low=-_MOST,
+            high=_MOST,
+        )
+        return FamilyRegressor(self.rooflines[name], self.families[name].labels, process)
 
-    def _tuned(
-        self, priors: dict[str, _Prior], times: dict[str, Array], off: dict[str, Array]
-    ) -> tuple[float, ...]:
-        """The length, variance and noise under which the latencies are most likely."""
+    # -- hyperparameters
+
+    def _tuned(self, placed: Mapping[str, _Placed], target: Array, start: Array) -> Array:
+        """The lengths, variances and noise under which the latencies are most likely."""
         import numpy as np
         from scipy.optimize import minimize
 
-        target = self._target(times, off)
-        low, high = np.array(_BOUNDS).T
-
-        def unlikelihood(logs: Array) -> float:
-            inside = np.clip(logs, low, high)
-            covariance, _ = self._system(priors, times, inside.tolist())
-            factor = np.linalg.cholesky(covariance)
-            whitened = np.linalg.solve(factor, target)
-            outside = float(((logs - inside) ** 2).sum())
-            return float(0.5 * whitened @ whitened + np.log(np.diag(factor)).sum()) + outside
-
+        low = self.expected - _BOUNDS * self.deviations
+        high = self.expected + _BOUNDS * self.deviations
         found = minimize(
-            unlikelihood, _START, method="Nelder-Mead",
-            options={"maxfev": _STEPS, "initial_simplex": _simplex()},
-        ).x  # fmt: skip
-        return tuple(float(x) for x in np.clip(found, low, high))
+            lambda hyper: self._unlikelihood(placed, target, hyper),
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=list(zip(low, high, strict=True)),
+            options={"maxiter": _TUNING_STEPS, "maxfun": 2 * _TUNING_STEPS},
+        ).x
+        return np.asarray(found)
+
+    def _unlikelihood(
+        self, placed: Mapping[str, _Placed], target: Array, hyper: Array
+    ) -> tuple[float, Array]:
+        """Negative logarithm of how likely the latencies are, the prior included, and its slope."""
+        import numpy as np
+        from scipy.linalg import cho_solve
+
+        covariance, parts = self._system(placed, hyper)
+        try:
+            factor = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:
+            return math.inf, np.zeros(len(hyper))
+        inverse = cho_solve((factor, True), np.eye(len(factor)))
+        solved = inverse @ target
+        away = (hyper - self.expected) / self.deviations
+        value = 0.5 * (target @ solved + away @ away) + np.log(np.diag(factor)).sum()
+        outer = 0.5 * (inverse - np.outer(solved, solved))
+        slope = away / self.deviations
+        slope[-1] += outer.diagonal() @ self.scatter * math.exp(hyper[-1])
+        for index, (name, own) in enumerate(self.families.items()):
+            lengths, amplitude = _slopes(placed[name], parts[name], own.owner, outer)
+            np.add.at(slope, own.parameters, lengths)
+            slope[_LENGTHS + index] += amplitude
+        return float(value), slope
 
 
-def _simplex() -> Array:
+def _slopes(
+    placed: _Placed, part: _Part, owner: npt.NDArray[np.intp], outer: Array
+) -> tuple[Array, float]:
+    """Slopes of a likelihood in the logarithms of a family's inverse lengths and variance.
+
+    Args:
+        placed: the family's kernels.
+        part: of the covariance.
+        owner: the network of each kernel.
+        outer: slope in the covariance of the networks, shape `(networks, networks)`.
+    """
+    seen = outer @ part.solved
+    alone = outer.diagonal()[owner] * placed.weights**2
+    cross = placed.weights[:, None] * (2.0 * seen)[owner] - 2.0 * alone[:, None] * part.told
+    inner = (part.told * alone[:, None]).T @ part.told - part.solved.T @ seen
+    amplitude = float((seen * part.summed).sum() + (alone * part.left).sum())
+    points, inducing = placed.points, placed.inducing
+    lengths = _by_length(cross, part, points, inducing)
+    return lengths + _by_length(inner, part, inducing, inducing), amplitude
+
+
+def _by_length(slope: Array, part: _Part, a: Array, b: Array) -> Array:
+    """From the slope in a Matérn matrix of points to those in the logarithms of inverse lengths."""
     import numpy as np
 
-    corners = np.tile(np.array(_START), (4, 1))
-    corners[1, 0] += 0.7
-    corners[2, 1] += 1.0
-    corners[3, 2] += 1.5
-    return corners
-
-
-def _marks(labels: Sequence[tuple[str, ...]]) -> Array:
-    """Which labels each kernel has, shape `(kernels, labels)`."""
-    import numpy as np
-
-    known = {label: i for i, label in enumerate(sorted({x for own in labels for x in own}))}
-    marks = np.zeros((len(labels), len(known)))
-    for row, own in enumerate(labels):
-        for label in own:
-            marks[row, known[label]] = 1.0
-    return marks
+    # The derivative of (1 + d) exp(-d) in d² is -exp(-d) / 2.
+    x, y = a * part.lengths, b * part.lengths
+    squared = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2.0 * x @ y.T
+    decay = np.exp(-np.sqrt(np.maximum(squared, 1e-12)))
+    by_square = slope * decay * (-0.5 * part.amplitude)
+    return np.asarray(
+        2.0
+        * (
+            by_square.sum(axis=1) @ x**2
+            + by_square.sum(axis=0) @ y**2
+            - 2.0 * ((by_square.T @ x) * y).sum(axis=0)
+        )
+    )

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from devices.errors import UnavailableError
 from devices.onnx_files import parse_onnx, to_bytes
 from devices.runtimes import get_runtime
 from devices.runtimes.base import RuntimeSettings
+from devices.runtimes.simulated import SimulatedRuntime
 from latency import DeviceCard, Kernel, KernelGraph, KernelNode, profile_device
 from latency.measure import Visitor
 from latency.predictor import Calibration
@@ -72,6 +74,7 @@ def test_figures_by_hand() -> None:
     )
     # The unstable network was hit, and counts as missed all the same.
     assert missed["count"] == 4
+    assert found["all"]["within_10_percent"] == pytest.approx(3 / 4)
     assert missed["within_10_percent"] == pytest.approx(0.5)
     assert missed["interval_coverage"] == pytest.approx(0.5)
 
@@ -402,6 +405,38 @@ def test_everything_is_reported(ran: Path) -> None:
     verdicts = {goal["name"]: goal["met"] for goal in found["goals"]}
     assert verdicts["mobile networks"] is False  # four are too few, and it says so
     assert {path.suffix for path in ran.glob("predictor-accuracy-*")} == {".json", ".svg"}
+
+
+def test_networks_of_the_space_alone_on_a_runtime_without_times_of_kernels(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    status = SimulatedRuntime.status
+    monkeypatch.setattr(
+        SimulatedRuntime, "status", lambda self: replace(status(self), per_op_times=False)
+    )
+    given = ["--runtime", "simulated", "--quick", "--space-only", "--folder", str(tmp_path)]
+    assert main([*given, "--mobile", "3", "--visits", "8"]) == 0
+    found = result(tmp_path)
+    assert [goal["name"] for goal in found["goals"]] == [
+        "mobile within 10 %",
+        "the same, unstable ones like any other",
+        "mobile intervals that hold",
+        "networks with unstable truth",
+    ]
+    assert found["curve"][-1]["groups"]["mobile"]["networks"] == 3
+    assert found["curve"][-1]["groups"]["torchvision"]["networks"] == 0
+    # Nothing is summed or split that nobody measured.
+    assert found["summation"]["mobile"]["networks"] == 0
+    assert all(not own["networks"] for own in found["error_split"].values())
+    assert [step["step"] for step in found["order"]] == ["profile", "truth"]
+    assert "Error split" not in capsys.readouterr().out
+
+
+def test_too_few_visits_are_refused(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--visits", "3"])
+    assert ended.value.code == 2
+    assert "must be 8 or more" in capsys.readouterr().err
 
 
 def test_nothing_tells_where_it_was_measured(ran: Path) -> None:

@@ -61,6 +61,15 @@ def test_the_same_seed_gives_the_same_and_specifications_survive_json() -> None:
         assert ProbeSpec.from_json(spec.to_json()) == spec
 
 
+def test_some_have_parallel_paths_where_these_are_asked_for() -> None:
+    drawn = [sample_network(np.random.default_rng([1, i]), sums=True) for i in range(40)]
+    kinds = {layer.kind for spec in drawn for layer in spec.layers}
+    assert "sum" in kinds
+    assert "sum" not in {layer.kind for spec in specs() for layer in spec.layers}
+    for spec in drawn[::8]:
+        assert spec.layout != "image" or len(build_probe(spec, seed=None).graph.node) > 8
+
+
 def test_they_keep_their_bounds() -> None:
     for spec in specs():
         builder, _ = built(spec)

@@ -160,13 +160,19 @@ class TestTimed:
     def test_every_fourth_of_the_later_probes_is_built_like_a_network(
         self, timed: Timed, few: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(profile, "LIGHT_PROBES", 12)
+        monkeypatch.setattr(schedule, "LIGHT_PROBES", 12)
         names = by_network(timed("a.card", minutes=20))
         probes = {int(name.split("-")[-1]): name for name in names if "anchor" not in name}
         assert max(probes) > 40
         for index, name in probes.items():
             whole = index >= 12 and index % NETWORK_PERIOD == 0
             assert name.startswith(WHOLE) == whole
+
+    def test_without_times_of_kernels_every_other_is(self) -> None:
+        plan = Schedule(minutes=10, rounds=None, probes=None, timed=False)
+        assert (
+            plan.network_period == 2 and plan.light_probes < Schedule(10, None, None).light_probes
+        )
 
     def test_own_networks_and_anchors_are_visited_often(
         self, timed: Timed, few: int, network: onnx.ModelProto
