@@ -283,7 +283,7 @@ class _Apportioning:
             if tuned and step in _TUNED_ROUNDS:
                 hyper = self._tuned(placed, target, hyper)
             covariance, parts = self._system(placed, hyper)
-            inverse = np.linalg.inv(covariance)
+            inverse: Array = np.asarray(np.linalg.inv(covariance), np.float64)
             solved = inverse @ target
             off = self._means(placed, parts, solved)
             unexplained = self._variances(hyper) * solved
@@ -499,16 +499,16 @@ class _Apportioning:
         import numpy as np
         from scipy.optimize import minimize
 
+        def objective(hyper: Array) -> tuple[float, Array]:
+            return self._unlikelihood(placed, target, hyper)
+
         low = self.expected - _BOUNDS * self.deviations
         high = self.expected + _BOUNDS * self.deviations
+        bounds: Sequence[tuple[float, float]] = list(zip(low.tolist(), high.tolist(), strict=True))
         found = minimize(
-            lambda hyper: self._unlikelihood(placed, target, hyper),
-            start,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=list(zip(low, high, strict=True)),
+            objective, start.tolist(), jac=True, method="L-BFGS-B", bounds=bounds,
             options={"maxiter": _TUNING_STEPS, "maxfun": 2 * _TUNING_STEPS},
-        ).x
+        ).x  # fmt: skip
         return np.asarray(found)
 
     def _unlikelihood(
