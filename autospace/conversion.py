@@ -233,7 +233,7 @@ READING_ONNX = ("onnx", "openvino")
 LOWERING: Mapping[str, tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("openvino", "executorch", "litert", "ncnn", "tensorrt"),
-    "int8": ("executorch", "litert"),
+    "int8": ("executorch",),
 }
 """Formats that take the 32-bit model and lower it themselves, by precision."""
 

@@ -187,5 +187,5 @@ def test_a_precision_that_a_format_has_not_is_refused(
         main(["export", "m.safetensors", "--onnx", "--ncnn", "--precision", "int8"])
     said = capsys.readouterr().err
     assert end.value.code == 4
-    assert "ncnn has fp32, fp16; for int8 take --onnx, --openvino, --executorch, --litert" in said
+    assert "ncnn has fp32, fp16; for int8 take --onnx, --openvino, --executorch" in said
     assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors"}

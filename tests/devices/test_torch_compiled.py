@@ -49,6 +49,7 @@ def small_network() -> bytes:
 
 
 @needs_compiler
+@pytest.mark.timeout(900)  # a minute or two of compiling, by a busy machine many times that
 def test_compiled_outputs_are_those_of_eager() -> None:
     data, answers = small_network(), {}
     for name in ("torch", "torch-compiled"):
