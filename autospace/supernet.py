@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autospace.genotype import EXPANSIONS, Block, Cell
 from autospace.graph import INPUT, Node, block_nodes, network_nodes
-from autospace.network import NodeGraph, apply_node, initialise, last_uses, node_module
+from autospace.network import ConvBN, NodeGraph, apply_node, initialise, last_uses, node_module
 from autospace.operations import KernelReading, Operation
 from autospace.skeleton import BlockShape, Skeleton
 from autospace.space import PLAIN_BLOCK
@@ -33,6 +33,12 @@ def _outer_parts(skeleton: Skeleton) -> tuple[tuple[Node, ...], tuple[Node, ...]
 
 
 _Origin = tuple[Any, ...]
+
+
+def _plain(expansion: int) -> Cell:
+    """A cell that only expands and projects."""
+    identity, none = Operation.IDENTITY, Operation.NONE
+    return Cell((identity, none, identity, none, none, identity), expansion)
 
 
 class _CellBank(nn.Module):
@@ -55,10 +61,23 @@ class _CellBank(nn.Module):
                     self.bank[node.key] = module
         self._nodes = lru_cache(4096)(self._cell_nodes)
 
-    def _every_node(self) -> Iterator[Node]:
-        identity, none = Operation.IDENTITY, Operation.NONE
+    def begin_as_identity(self) -> None:
+        """Where a shortcut goes past the cells, lets these add nothing until they have learned.
+
+        The scale of a cell's last batch norm begins at 0 (Goyal et al., *Accurate, Large Minibatch
+        SGD*, arXiv 1706.02677, section 5.1): gradients then reach the first layers through few
+        others. Without it the mobile layout learned nothing at a proxy's input size.
+        """
+        if not self.shape.has_shortcut:
+            return
         for expansion in EXPANSIONS:
-            plain = Cell((identity, none, identity, none, none, identity), expansion)
+            end = self.bank[self._cell_nodes(_plain(expansion))[-1].key]
+            assert isinstance(end, ConvBN)
+            nn.init.zeros_(end.norm.weight)
+
+    def _every_node(self) -> Iterator[Node]:
+        for expansion in EXPANSIONS:
+            plain = _plain(expansion)
             operations = [Operation.DEPTHWISE]
             if expansion != max(EXPANSIONS):  # dense edges at expansion 6: in no released cell
                 operations.append(Operation.DENSE)
@@ -126,6 +145,9 @@ class EvolvingNet(nn.Module):
         self.blocks = nn.ModuleList(_CellBank(shape, reading) for shape in skeleton.blocks)
         self.after = NodeGraph(after, track=False)
         initialise(self, generator)
+        for bank in self.blocks:
+            assert isinstance(bank, _CellBank)
+            bank.begin_as_identity()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, cells: Sequence[Sequence[Cell]], weights: Tensor) -> Tensor:

@@ -20,8 +20,17 @@ def _images(count: int = 4, dtype=torch.float32):
     return torch.randn(count, 1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-def _evolving() -> EvolvingNet:
+def _fresh() -> EvolvingNet:
     return EvolvingNet(SKELETON, "kernel", torch.Generator().manual_seed(0)).double()
+
+
+def _evolving() -> EvolvingNet:
+    """As after some learning: no scale is 0."""
+    net, generator = _fresh(), torch.Generator().manual_seed(1)
+    for name, parameter in net.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
+    return net
 
 
 def _gated(share: bool, candidates=None) -> GatedNet:
@@ -45,6 +54,19 @@ def test_a_block_is_the_weighted_sum_of_its_cells():
         alone = [bank(x, [cell], torch.ones(1, dtype=torch.float64)) for cell in cells]
         expected = sum(w * y for w, y in zip(weights, alone, strict=True))
         assert torch.allclose(together, expected, atol=1e-10)
+
+
+def test_blocks_with_a_shortcut_begin_as_that_and_learn():
+    random = Seed(3).generator("cells")
+    for block in _fresh().blocks:
+        shape = block.shape
+        x = torch.randn(3, shape.in_channels, shape.in_size, shape.in_size, dtype=torch.float64)
+        cells = [random_cell(random) for _ in range(4)]
+        y = block(x, cells, torch.full((4,), 0.25, dtype=torch.float64))
+        assert shape.has_shortcut == (y.shape == x.shape and torch.equal(x, y))
+        y.square().sum().backward()
+        ends = [m for n, m in block.named_parameters() if n.endswith("norm.weight")]
+        assert any(m.grad is not None and m.grad.abs().sum() > 0 for m in ends)
 
 
 def test_every_valid_cell_finds_its_weights():
