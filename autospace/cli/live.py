@@ -41,6 +41,9 @@ def sparkline(numbers: Sequence[float], width: int = _WIDTH) -> str:
         width: characters at most; of more numbers, each bar is the mean of some in a row.
     """
     known = [number for number in numbers if math.isfinite(number)]
+    # Sums and differences of the largest numbers there are would be larger still.
+    largest = max(map(abs, known), default=0.0) or 1.0
+    known = [number / largest for number in known]
     if len(known) > width:
         edges = [round(place * len(known) / width) for place in range(width + 1)]
         known = [math.fsum(known[start:end]) / (end - start) for start, end in pairwise(edges)]

@@ -3,7 +3,7 @@
 import io
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -28,6 +28,9 @@ def test_many_numbers_become_means() -> None:
     assert sparkline([0] * 50 + [1] * 50, width=4) == "▁▁██"
 
 
+@example(found=[6e305, -1.8e308], width=2)
+@example(found=[1.7e308, 1.7e308, 0.0], width=2)
+@example(found=[0.0, 5e-324], width=2)
 @given(numbers, st.integers(1, 40))
 def test_any_numbers_have_a_course(found: list[float], width: int) -> None:
     finite = sum(map(math.isfinite, found))
