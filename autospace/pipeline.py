@@ -382,7 +382,7 @@ def _benchmark(run: _Run, progress: Progress) -> None:
 
 def _undecided(measured: Measurement, limit_ms: float) -> bool:
     """Whether more visits may show that a limit is kept after all."""
-    low_ms = measured.low_ms if measured.corrected else measured.latency_ms
+    low_ms = measured.low_ms if measured.disturbed else measured.latency_ms
     return low_ms <= limit_ms < measured.upper_ms()
 
 

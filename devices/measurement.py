@@ -393,16 +393,15 @@ class Measurement:
 
 
 def slow_warning(measurements: Iterable[Measurement]) -> str | None:
-    """What to tell where the machine was never as fast as its card knows it; None where it was."""
-    slow = [one for one in measurements if one.corrected]
+    """What to tell where the machine was hardly ever as fast as it can be; None where it was."""
+    slow = [one for one in measurements if one.disturbed and one.slowdown > ACCEPT_RATIO]
     if not slow:
         return None
     worst = max(slow, key=lambda one: one.slowdown)
     return (
-        f"the machine was {worst.slowdown:.2f} times slower than it can be, while "
-        f"{worst.name} was measured; its latency is corrected for that, ±"
-        f"{_CORRECTION_DEVIATION * math.log(worst.slowdown):.0%}: measure again when it is quiet, "
-        "or profile it anew."
+        f"the machine was {worst.slowdown:.2f} times slower than it can be, while {worst.name} was "
+        f"measured, so that its latency is uncertain ({worst.low_ms:.3g} to {worst.high_ms:.3g} "
+        "ms): measure again when it is quiet, or profile it anew."
     )
 
 

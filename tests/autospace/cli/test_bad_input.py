@@ -505,7 +505,11 @@ def test_a_card_that_lacks_what_the_space_needs(folder: Path, bad: Run) -> None:
         (("devices", "extra"), USAGE, "unexpected extra argument"),
         (("evolve", *QUICK, "--skeleton", "tinny"), USAGE, "did you mean 'tiny'?"),
         (("evolve", *QUICK, "--skeleton", "zzz"), USAGE, "known: mobile, small, tiny"),
-        (("profile-device", "--runtime", "onnxruntim"), USAGE, "did you mean onnxruntime or onnxruntime-cuda?"),
+        (
+            ("profile-device", "--runtime", "onnxruntim"),
+            USAGE,
+            "did you mean onnxruntime or onnxruntime-cuda?",
+        ),
         (("profile-device", "--runtime", "zzz"), USAGE, "choose one of onnxruntime, openvino"),
         (("profile-device", "--precision", "fp61", "--runtime", "simulated"), USAGE, "fp61"),
         (("profile-device", "--host", "ssh:phone"), UNAVAILABLE, "use 'local'"),
