@@ -4,9 +4,9 @@ A converter writes one format; what it wrote is read back by the runtime itself 
 images. A file whose outputs are too far from PyTorch's is not kept. Half precision: ONNX's files
 hold 16-bit weights and compute in 16 bits, OpenVINO's and LiteRT's hold 16-bit weights,
 ExecuTorch's compute in 16 bits and are no smaller, for XNNPACK is given 32-bit weights. Eight bits:
-weights and activations are quantised with scales found on calibration images,
-for ONNX and what reads it by QuantizeLinear and DequantizeLinear around every layer, which runtimes
-turn into integer kernels; for ExecuTorch and LiteRT by their own quantisers.
+weights and activations are quantised with scales found on calibration images, for ONNX and what
+reads it by QuantizeLinear and DequantizeLinear around every layer, which runtimes turn into integer
+kernels; for ExecuTorch by its own quantiser.
 """
 
 from __future__ import annotations

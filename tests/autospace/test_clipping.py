@@ -48,8 +48,7 @@ def test_a_gradient_of_zeros_stays_one() -> None:
 
 
 def test_a_deep_network_learns_at_a_small_input_size() -> None:
-    # Its first convolution's gradient is 90 times as long as it should be: without clipping the
-    # loss stays above that of guessing.
+    # Its first convolution's gradient is many times as long as those of later layers.
     skeleton = find_skeleton("mobile")
     data = load_proxy("digits", None, skeleton, 32)
     proxy = skeleton.for_data(resolution=32, in_channels=3, num_classes=10)
