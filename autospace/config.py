@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from autospace.accelerator import Accelerator
 from autospace.data import check_data_name
 from autospace.evolution import EvolutionOptions
 from autospace.proxyless import SearchOptions
@@ -57,10 +58,12 @@ class DataConfig:
     Attributes:
         name: of the data set.
         root: the folder of its files; empty for its usual place.
+        accelerator: where: cpu, cuda, or auto (a GPU where there is one).
     """
 
     name: str = "digits"
     root: str = ""
+    accelerator: Accelerator = "cpu"
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ class Data:
         std: likewise.
         shift: augmentation: random shift by up to so many pixels.
         flip: augmentation: random left-right flip.
+        accelerator: where batches are wanted, by PyTorch's name of it.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Data:
     std: tuple[float, ...]
     shift: int
     flip: bool
+    accelerator: str = "cpu"
 
     @property
     def description(self) -> str:
@@ -191,18 +193,20 @@ class Data:
             augment: where random shifts and flips come from; None leaves the images as they are.
 
         Returns:
-            images of shape ``(n, channels, size, size)``, channels-last, and labels ``(n,)``.
+            images of shape ``(n, channels, size, size)``, channels-last, and labels ``(n,)``, on
+            the accelerator.
         """
         import torch
 
         pixels = split.images.take(indices)
         if augment is not None and (self.shift or self.flip):
             pixels = _augmented(pixels, self.shift, self.flip, augment)
-        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
-        mean = torch.tensor(self.mean) * 255
-        std = torch.tensor(self.std) * 255
+        where = self.accelerator
+        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))).to(where)
+        mean = (torch.tensor(self.mean) * 255).to(where)
+        std = (torch.tensor(self.std) * 255).to(where)
         images = ((images.float() - mean) / std).permute(0, 3, 1, 2)
-        return images, torch.from_numpy(split.labels[indices])
+        return images, torch.from_numpy(split.labels[indices]).to(where)
 
     def training_batch(
         self, split: Split, batch: int, step: int, seed: Seed, *, augment: bool = True

@@ -132,13 +132,20 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join() -> Ranks:
-    """The processes that ``torchrun`` started, or this one alone."""
+def join(accelerator: str = "cpu") -> Ranks:
+    """The processes that ``torchrun`` started, or this one alone.
+
+    Args:
+        accelerator: where this one learns; those with a GPU each speak nccl there.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         return ALONE
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo")
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+        own_gpu = accelerator != "cpu" and torch.cuda.device_count() >= local  # nccl's condition
+        # What stays on the processor (architecture parameters, costs) goes by gloo all the same.
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo")
         atexit.register(_end)
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 

@@ -710,7 +710,7 @@ def evolve_space(
     proxy = target.for_data(
         resolution=data.resolution, in_channels=data.channels, num_classes=data.num_classes
     )
-    net = EvolvingNet(proxy, reading, seed.torch_generator("weights"))
+    net = EvolvingNet(proxy, reading, seed.torch_generator("weights")).to(data.accelerator)
     if ranks.size > 1:
         share_norms(net)
     optimizer = torch.optim.SGD(

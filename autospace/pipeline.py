@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autospace import steps
+from autospace.accelerator import resolve_accelerator
 from autospace.config import RunConfig
 from autospace.cost import check_reachable
 from autospace.data import Data, load_data
@@ -64,11 +65,13 @@ class _Run:
         if self._data is None:
             skeleton = find_skeleton(self.config.target.skeleton)
             root = Path(self.config.data.root).expanduser() if self.config.data.root else None
-            self._data = load_data(
+            where = resolve_accelerator(self.config.data.accelerator)
+            data = load_data(
                 self.config.data.name,
                 root,
                 resolution=self.config.target.resolution or skeleton.resolution,
             )
+            self._data = replace(data, accelerator=where)
         return self._data
 
     @property

@@ -549,7 +549,7 @@ def search_space(
         space.kernel_reading,
         seed.torch_generator("weights"),
         share=options.share_weights,
-    )
+    ).to(data.accelerator)
     if ranks.size > 1:
         share_norms(net)
     optimizer = torch.optim.SGD(

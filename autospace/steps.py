@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from autospace.accelerator import Accelerator, resolve_accelerator
 from autospace.cost import (
     Cost,
     CostTable,
@@ -195,15 +196,25 @@ def target_skeleton(
 
 
 def load_proxy(
-    name: str, root: Path | None, skeleton: Skeleton, resolution: int | None = None
+    name: str,
+    root: Path | None,
+    skeleton: Skeleton,
+    resolution: int | None = None,
+    accelerator: Accelerator = "cpu",
 ) -> Data:
-    """The data at the input size to learn at: the target's own where it is small."""
+    """The data at the input size to learn at: the target's own where it is small.
+
+    Raises:
+        UnavailableError: the accelerator is not here; before anything is read.
+    """
+    where = resolve_accelerator(accelerator)
     if resolution is None and skeleton.resolution <= _PROXY_RESOLUTION:
         resolution = skeleton.resolution
     channels = skeleton.in_channels if skeleton.in_channels in (1, 3) else None
     # A one-channel layout takes colour data as it is; a three-channel one repeats grey.
     channels = channels if channels == 3 else None
-    return load_data(name, root, resolution=resolution, channels=channels)
+    data = load_data(name, root, resolution=resolution, channels=channels)
+    return replace(data, accelerator=where)
 
 
 def limits_of(
@@ -420,10 +431,10 @@ def evolve(
     from autospace.evolution import evolve_space
 
     check_limit_texts(budget, latency)
-    ranks = join()
     if data is None:
         named = find_skeleton(skeleton) if isinstance(skeleton, str) else skeleton
         data = load_proxy("digits", None, named)
+    ranks = join(data.accelerator)
     if isinstance(skeleton, str):
         skeleton = target_skeleton(skeleton, data)
     costs = costs_of(skeleton, device, reading)
@@ -815,7 +826,8 @@ def _asked(
     from autospace.proxyless import SearchOptions
 
     check_limit_texts(budget, latency)
-    ranks = join()
+    data = data or load_proxy("digits", None, space.skeleton)
+    ranks = join(data.accelerator)
     options = options or SearchOptions()
     options.check()
     costs = costs_of(space.skeleton, device, space.kernel_reading)
@@ -825,7 +837,6 @@ def _asked(
         latency_cost, completed = _covered(space, device, seed, measure, state, ranks, progress)
         costs["latency_ms"] = latency_cost
     limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
-    data = data or load_proxy("digits", None, space.skeleton)
     return _Asked(space, device, data, options, costs, limits, seed, ranks, completed)
 
 

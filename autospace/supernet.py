@@ -156,11 +156,12 @@ class EvolvingNet(nn.Module):
         Args:
             x: shape ``(batch, channels, size, size)``.
             cells: K cells for each layer.
-            weights: shape ``(layers, K)``.
+            weights: shape ``(layers, K)``, on any device.
 
         Returns:
             Shape ``(batch, classes)``.
         """
+        weights = weights.to(x.device)
         x = self.before(x)
         for index, block in enumerate(self.blocks):
             layer = self.skeleton.layer_of(index)
@@ -315,7 +316,9 @@ class GatedNet(nn.Module):
             asked: for each block the candidates whose gates receive gradients.
             gates: shape ``(blocks, most asked)``; receives the loss's gradient by each asked-for
                 gate, 0 where fewer are asked for. Its values are not read: the path says them.
+                It can be on any device.
         """
+        gates = gates.to(x.device)
         x = self.before(x)
         for block, active, wanted, row in zip(self.blocks, path, asked, gates, strict=True):
             y = block(x, active)
@@ -329,7 +332,8 @@ class GatedNet(nn.Module):
             path: the candidate of each block.
 
         Returns:
-            A network like `autospace.network.build_network` makes, for the supernet's data.
+            A network like `autospace.network.build_network` makes, for the supernet's data, on
+            its device.
         """
         blocks = [
             candidates[index] for candidates, index in zip(self.candidates, path, strict=True)
@@ -346,4 +350,5 @@ class GatedNet(nn.Module):
                 given = dict(sources[name].named_parameters())
                 for parameter_name, parameter in layer.named_parameters():
                     parameter.copy_(given[parameter_name])
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        device = next(self.parameters()).device
+        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -153,7 +153,7 @@ def classified_right(network: nn.Module, data: Data, split: Split) -> NDArray[np
     network.eval()
     with torch.no_grad():
         right = [network(images).argmax(1) == labels for images, labels in data.batches(split)]
-    return torch.cat(right).numpy()
+    return torch.cat(right).cpu().numpy()
 
 
 def accuracy(network: nn.Module, data: Data, split: Split) -> float:
@@ -216,6 +216,7 @@ def train_network(
         network, data, identity=adapted.hash, options=options, seed=seed, state=state, log=log,
         progress=progress,
     )  # fmt: skip
+    network.to("cpu")  # what is exported and saved there
     return TrainedNetwork(
         replace(adapted, provenance=architecture.provenance), network, meta.pop("accuracy"), meta
     )
@@ -235,7 +236,8 @@ def train_module(
     """Trains any network in place, and tests it.
 
     Args:
-        network: with fresh weights; from ``(batch, channels, size, size)`` to logits.
+        network: with fresh weights; from ``(batch, channels, size, size)`` to logits. It is left
+            where it learned: on the data's accelerator.
         data: training and validation splits are learned, the test split is for the end.
         identity: of the network; a state of another one is not gone on with.
         options: the recipe.
@@ -252,6 +254,7 @@ def train_module(
         AutospaceError: the loss is no longer a number.
     """
     options.check()
+    network.to(data.accelerator)
     split = data.train if options.holdout else data.train.concatenated(data.validation)
     optimizer = torch.optim.SGD(
         weight_decay_groups(network.named_parameters(), options.weight_decay),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["STEPS", "Plan", "Step"]
 
 _SEED = 20_261_126
+_GENERATIONS = 7
 _TOLERANCE = 1e-3
 """Of the largest number, between a runtime's outputs and ONNX Runtime's on the CPU."""
 
@@ -253,14 +255,16 @@ def training(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def search(folder: Path, plan: Plan) -> dict[str, Any]:
-    """One short search under a limit on the card's device, and its verification there."""
+    """One short search under a limit on the card's device, which learns and is verified there."""
+    from autospace.accelerator import Accelerator
     from autospace.genotype import REFERENCE_CELLS
     from autospace.proxyless import SearchOptions
     from autospace.space import SearchSpace
     from autospace.steps import load_proxy, open_device, target_skeleton
     from autospace.steps import search as searched
 
-    data = load_proxy("digits", None, _skeleton(plan))
+    where: Accelerator = "cpu" if plan.rehearsal else "cuda"
+    data = load_proxy("digits", None, _skeleton(plan), accelerator=where)
     skeleton = target_skeleton(plan.skeleton, data)
     space = SearchSpace(skeleton, (tuple(REFERENCE_CELLS),) * skeleton.num_layers)
     options = SearchOptions(steps=plan.steps, warmup=plan.steps // 3, batch=32, proposals=3)
@@ -279,6 +283,47 @@ def search(folder: Path, plan: Plan) -> dict[str, Any]:
         "bound_ms": None if best.measured is None else best.measured.upper_ms(),
         "nearest": found.nearest,
     }
+
+
+def learning(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Seconds of a generation of an evolution, on the processor and on the GPU."""
+    from autospace.accelerator import Accelerator
+    from autospace.evolution import EvolutionOptions
+    from autospace.steps import evolve, load_proxy
+
+    skeleton = _skeleton(plan)
+    found: dict[str, Any] = {"data": "digits", "threads": _threads()}
+    wheres: tuple[Accelerator, ...] = ("cpu",) if plan.rehearsal else ("cuda", "cpu")
+    for where in wheres:
+        data = load_proxy("digits", None, skeleton, accelerator=where)
+        ends: list[float] = []
+        losses: list[float] = []
+
+        def watched(
+            line: Mapping[str, Any], ends: list[float] = ends, losses: list[float] = losses
+        ) -> None:
+            ends.append(time.monotonic())
+            losses.append(line["train_loss"])
+
+        options = EvolutionOptions(generations=_GENERATIONS, warmup=2, exam=1)
+        evolve(budget="100%", skeleton=skeleton, data=data, options=options, watch=watched)
+        seconds = [after - before for before, after in pairwise(ends)]
+        found[where] = {
+            "generation_s": statistics.median(seconds[2:]),  # with α steps
+            "steps": options.steps,
+            "batch": options.batch,
+            "losses": losses,
+        }
+    if "cuda" in found:
+        found["speedup"] = found["cpu"]["generation_s"] / found["cuda"]["generation_s"]
+    return found
+
+
+def _threads() -> int:
+    """With which the processor learns."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _card(folder: Path) -> Path:
@@ -327,6 +372,7 @@ STEPS = (
     Step("card", 150, card),
     Step("accuracy", 70, accuracy),
     Step("training", 40, training),
+    Step("learning", 60, learning),
     Step("search", 90, search),
     Step("onnxruntime-cuda", 40, on_runtime("onnxruntime-cuda")),
     Step("onnxruntime-tensorrt", 60, on_runtime("onnxruntime-tensorrt")),

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autospace.accelerator import ACCELERATORS
+
 if TYPE_CHECKING:
     from autospace.cli.live import Figure
 
@@ -216,7 +218,7 @@ def check_limits_given(
 
 
 def data_options(command: _Command) -> _Command:
-    """Adds ``--data``, ``--data-root`` and ``--resolution``."""
+    """Adds ``--data``, ``--data-root``, ``--resolution`` and ``--accelerator``."""
     options = (
         click.option(
             "--data",
@@ -233,6 +235,13 @@ def data_options(command: _Command) -> _Command:
             "--resolution",
             type=click.IntRange(8, 1024),
             help="Input size to learn at; the data set's usual one if not given.",
+        ),
+        click.option(
+            "--accelerator",
+            type=click.Choice(ACCELERATORS),
+            default=ACCELERATORS[0],
+            show_default=True,
+            help="Where it is learned; auto is an NVIDIA GPU where there is one.",
         ),
     )
     for option in reversed(options):

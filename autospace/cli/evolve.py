@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autospace.accelerator import Accelerator
 from autospace.cli.common import (
     OUTPUT,
     Session,
@@ -79,6 +80,7 @@ def command(
     data: str,
     data_root: Path | None,
     resolution: int | None,
+    accelerator: Accelerator,
     generations: int,
     warmup: int,
     population: int,
@@ -143,7 +145,7 @@ def command(
     )
     for warning in opened.warnings if opened else ():
         session.note(f"warning: {warning}")
-    images = step.load_proxy(data, data_root, named, resolution)
+    images = step.load_proxy(data, data_root, named, resolution, accelerator)
     target = step.target_skeleton(skeleton, images, width_mult=width_mult)
     session.note(
         f"target: {target.name} skeleton at {target.resolution}×{target.resolution}, "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autospace.accelerator import Accelerator
 from autospace.cli.common import (
     FILE,
     OUTPUT,
@@ -93,6 +94,7 @@ def command(
     data: str,
     data_root: Path | None,
     resolution: int | None,
+    accelerator: Accelerator,
     steps: int,
     warmup: int,
     batch_size: int,
@@ -153,7 +155,7 @@ def command(
     )
     for warning in opened.warnings if opened else ():
         session.note(f"warning: {warning}")
-    images = step.load_proxy(data, data_root, searched.skeleton, resolution)
+    images = step.load_proxy(data, data_root, searched.skeleton, resolution, accelerator)
     target = searched.skeleton
     session.note(
         f"target: {target.name} skeleton at {target.resolution}×{target.resolution}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from autospace.accelerator import Accelerator
 from autospace.cli.common import FILE, OUTPUT, Session, common_options, data_options
 
 __all__ = ["command"]
@@ -18,13 +19,6 @@ __all__ = ["command"]
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Of a step.")
 @click.option("--learning-rate", type=float, default=0.1, show_default=True)
 @click.option("--holdout", is_flag=True, help="Keep the validation split out of the training.")
-@click.option(
-    "--accelerator",
-    type=click.Choice(["cpu", "cuda", "auto"]),
-    default="cpu",
-    show_default=True,
-    help="Where training runs.",
-)
 @click.option(
     "-o",
     "--output",
@@ -40,11 +34,11 @@ def command(
     data: str,
     data_root: Path | None,
     resolution: int | None,
+    accelerator: Accelerator,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     holdout: bool,
-    accelerator: str,
     output: Path,
 ) -> None:
     """Train an architecture.
@@ -61,12 +55,7 @@ def command(
     from autospace.files import check_writable
     from autospace.space import Architecture
     from autospace.training import TrainOptions
-    from devices.errors import UnavailableError
 
-    if accelerator == "cuda":
-        raise UnavailableError(
-            "--accelerator cuda: this version trains on the CPU only; use --accelerator cpu"
-        )
     check_data_name(data)
     check_writable(output)
     options = TrainOptions(
@@ -75,7 +64,7 @@ def command(
     options.check()
     session.detail(f"options: {options}")
     architecture = Architecture.load(arch)
-    images = step.load_proxy(data, data_root, architecture.skeleton, resolution)
+    images = step.load_proxy(data, data_root, architecture.skeleton, resolution, accelerator)
     session.note(f"training on: {images.description}")
     state = output.with_name(f"{output.name}.state")
     with session.progress("training") as progress:
