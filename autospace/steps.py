@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from autospace.training import TrainedNetwork, TrainOptions
     from autospace.verify import Chosen, Measure
     from devices.runtimes.base import RuntimeSettings
-    from latency import DeviceCard, Prediction
+    from latency import DeviceCard, Prediction, Predictor
     from latency.compare import Compared
 
 __all__ = [
@@ -104,6 +104,17 @@ class Device:
     def description(self) -> str:
         """For output: device, runtime, threads, precision, batch."""
         return describe_card(self.card)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Of latencies on this device; what it works out for one network serves the next.
+
+        Raises:
+            InvalidInputError: nothing was measured in the card yet.
+        """
+        from latency import Predictor
+
+        return Predictor.from_card(self.card)
 
     def measure(
         self,
@@ -384,11 +395,9 @@ def predict(
         InvalidInputError: no ONNX model, or no card.
         MismatchError: the card was made elsewhere.
     """
-    from latency import Predictor
-
     if isinstance(device, Path):
         device = open_device(device, allow_mismatch=allow_mismatch)
-    return Predictor.from_card(device.card).predict(model, shapes)
+    return device.predictor.predict(model, shapes)
 
 
 def evolve(
@@ -1188,7 +1197,6 @@ def benchmark(
     from devices.errors import MismatchError
     from devices.measurement import slow_warning
     from devices.runtimes import get_runtime
-    from latency import Predictor
     from latency.measure import naming
 
     if not device.here:
@@ -1198,7 +1206,7 @@ def benchmark(
             "measured for it here; profile this machine with 'autospace profile-device'"
         )
     loaded = _fixed_models(models, shapes or {}, device.card.settings.batch)
-    predictor = Predictor.from_card(device.card)
+    predictor = device.predictor
     predicted = {}
     for name, model in loaded.items():
         with naming(name):

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autospace.accelerator import ACCELERATORS
 from autospace.files import write_json
 from benchmarks.work import Clock, OutOfTimeError
 from devices.errors import AutospaceError, UsageError
 
-__all__ = ["Say", "add_long", "framed", "in_time", "parser"]
+__all__ = ["Say", "add_long", "add_training", "framed", "in_time", "parser"]
 
 Say = Callable[[str], None]
 
@@ -46,6 +47,18 @@ def add_long(made: argparse.ArgumentParser, folder: str) -> None:
     add("--folder", type=Path, help=f"for everything ({folder})")
     add("--minutes", type=float, help="stop after so long; the same command goes on")
     add("--report-only", action="store_true", help="measure and train nothing")
+
+
+def add_training(made: argparse.ArgumentParser) -> None:
+    """Adds what a benchmark takes that trains many networks.
+
+    Args:
+        made: its parser.
+    """
+    add = made.add_argument
+    add("--accelerator", choices=ACCELERATORS, default="cpu", help="where networks are trained")
+    add("--train-only", action="store_true",
+        help="only train what was chosen: on any machine, one with a GPU for instance")  # fmt: skip
 
 
 def in_time(given: argparse.Namespace, say: Say, work: Callable[[Clock], None]) -> None:

@@ -48,8 +48,8 @@ class Plan:
     runtime: str = "torch-cuda"
     skeleton: str = "mobile"
     minutes: float = 1.75
-    networks: int = 30
-    visits: int = 8
+    networks: int = 20
+    visits: int = 6
     steps: int = 120
     batch: int = 256
 
@@ -370,10 +370,10 @@ STEPS = (
     Step("machine", 30, machine),
     Step("outputs", 30, outputs),
     Step("card", 150, card),
-    Step("accuracy", 70, accuracy),
+    Step("accuracy", 90, accuracy),
     Step("training", 40, training),
     Step("learning", 60, learning),
-    Step("search", 90, search),
+    Step("search", 120, search),
     Step("onnxruntime-cuda", 40, on_runtime("onnxruntime-cuda")),
     Step("onnxruntime-tensorrt", 60, on_runtime("onnxruntime-tensorrt")),
     Step("onnxruntime-tensorrt-rtx", 60, on_runtime("onnxruntime-tensorrt-rtx")),

@@ -109,7 +109,7 @@ def draw_band(
     Returns:
         Fewer of a space than asked for where six rounds do not find as many.
     """
-    predictor = Predictor.from_card(device.card)
+    predictor = device.predictor
     batch = device.card.settings.batch
     base = onnx_for_cost(reference_network(next(iter(wanted))), batch)
     base_ms = predictor.predict(base).latency_ms

@@ -30,7 +30,6 @@ from autospace.space import Architecture, SearchSpace
 from autospace.steps import Device, open_device
 from benchmarks.conditions import results_file
 from devices.errors import AutospaceError, UsageError
-from latency import Predictor
 
 __all__ = ["BUDGETS", "Row", "derived", "main", "networks"]
 
@@ -173,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measured(found: Mapping[str, Architecture], device: Device, visits: int) -> list[Row]:
     """Measures networks together."""
-    batch, predictor = device.card.settings.batch, Predictor.from_card(device.card)
+    batch, predictor = device.card.settings.batch, device.predictor
     models = {name: onnx_for_cost(network, batch) for name, network in found.items()}
     measured = device.measure(
         models, visits=visits, progress=lambda _, text: print(text, file=sys.stderr, flush=True)

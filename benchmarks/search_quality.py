@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from autospace.accelerator import Accelerator, resolve_accelerator
 from autospace.data import Data
 from autospace.evolution import EvolutionOptions
 from autospace.files import content_hash, read_document, write_json
@@ -53,7 +54,7 @@ from autospace.training import (
 )
 from benchmarks.cards import completed, profiled
 from benchmarks.conditions import RESULTS
-from benchmarks.frame import Say, add_long, framed, in_time, parser
+from benchmarks.frame import Say, add_long, add_training, framed, in_time, parser
 from benchmarks.quality_networks import draw_band, reference_network
 from benchmarks.quality_report import rank_correlation, summary
 from benchmarks.quality_spaces import CandidateSpace
@@ -92,6 +93,7 @@ class Plan:
         search: options of every search.
         recipe: of every training.
         workers: processes that evolve and train, of one thread each.
+        accelerator: where the compared networks are trained.
     """
 
     folder: Path
@@ -113,6 +115,7 @@ class Plan:
         default_factory=lambda: TrainOptions(epochs=2, batch=128, learning_rate=0.2, clipping=0.0)
     )
     workers: int = 2
+    accelerator: Accelerator = "cpu"
 
     @property
     def card(self) -> Path:
@@ -339,7 +342,8 @@ class _Training:
         return content_hash([self.one.network.hash, asdict(self.plan.recipe)])
 
     def run(self) -> None:
-        data, seed = self.plan.load_data(), Seed(self.one.seed)
+        where = resolve_accelerator(self.plan.accelerator)
+        data, seed = replace(self.plan.load_data(), accelerator=where), Seed(self.one.seed)
         network, state = self.one.network, self.file.with_suffix(".state")
         if isinstance(network, Rival):
             child = seed.child("train")
@@ -351,7 +355,8 @@ class _Training:
         else:
             trained = train_network(network, data, options=self.plan.recipe, seed=seed, state=state)
             right, seconds = trained.accuracy, trained.meta["seconds"]
-        write_json(self.file, {"of": self._of, "accuracy": right, "seconds": seconds})
+        write_json(self.file, {"of": self._of, "accuracy": right, "seconds": seconds,
+                               "accelerator": where})  # fmt: skip
         state.unlink(missing_ok=True)
 
 
@@ -517,11 +522,16 @@ class _Bench:
             ],
             plan.workers, clock, lambda text: say(f"ranked {text}"),
         )  # fmt: skip
-        by_turn = sorted(every, key=lambda one: (one.seed, one.number))
+        self.train(clock)
+
+    def train(self, clock: Clock) -> None:
+        """Trains what was chosen, all of the first seed before any of the second."""
+        plan = self.plan
+        by_turn = sorted(_contestants(plan), key=lambda one: (one.seed, one.number))
         trainings = [_Training(plan, one) for one in by_turn]
         do(
             [one for one in trainings if one.accuracy is None],
-            plan.workers, clock, lambda text: say(f"trained {text}"),
+            plan.workers, clock, lambda text: self.say(f"trained {text}"),
         )  # fmt: skip
 
     def check_folder(self) -> None:
@@ -660,6 +670,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         "root": given.data_root,
         "space": given.space,
         "workers": given.workers,
+        "accelerator": given.accelerator,
     }
     if given.workers < 1:
         raise UsageError(f"--workers {given.workers}: must be at least 1")
@@ -686,6 +697,7 @@ def _plan(given: argparse.Namespace) -> Plan:
 def _parser() -> argparse.ArgumentParser:
     made = parser("search_quality", __doc__)
     add_long(made, "build/search-quality-DATA")
+    add_training(made)
     add = made.add_argument
     add("--data", default="fashion-mnist", help="what is learned (fashion-mnist)")
     add("--space", type=Path, help="file of the space (evolved for each limit and seed)")
@@ -705,7 +717,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = _plan(given)
         name = f"search-quality-{plan.data}-{plan.skeleton}-{plan.recipe.epochs}e.json"
         output = given.output or (plan.folder if given.quick else RESULTS) / name
-        in_time(given, say, _Bench(plan, say).run)
+        bench = _Bench(plan, say)
+        in_time(given, say, bench.train if given.train_only else bench.run)
         return compute(plan), output
 
     return framed("search_quality", given, work, report_lines)

@@ -20,10 +20,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from autospace.accelerator import Accelerator, resolve_accelerator
 from autospace.data import Data
 from autospace.evolution import EvolutionOptions
 from autospace.files import write_json
@@ -40,7 +41,7 @@ from autospace.steps import (
 from autospace.training import TrainOptions
 from benchmarks.cards import profiled
 from benchmarks.conditions import RESULTS
-from benchmarks.frame import Say, add_long, framed, in_time, parser
+from benchmarks.frame import Say, add_long, add_training, framed, in_time, parser
 from benchmarks.quality_networks import BandNetwork, draw_band
 from benchmarks.quality_report import plot_distributions, rank_correlation, report_lines, summary
 from benchmarks.quality_spaces import ABLATIONS, CandidateSpace, candidate_space
@@ -73,6 +74,7 @@ class Plan:
         recipe: of every training.
         released: file of the released space; None leaves it out.
         workers: processes that evolve and train, of one thread each.
+        accelerator: where the compared networks are trained.
     """
 
     folder: Path
@@ -94,6 +96,7 @@ class Plan:
     )
     released: Path | None = None
     workers: int = 2
+    accelerator: Accelerator = "cpu"
 
     @property
     def card(self) -> Path:
@@ -130,7 +133,8 @@ class _Job:
         plan = self.plan
         data = load_proxy(plan.data, plan.root, find_skeleton(plan.skeleton))
         if self.network is not None:
-            _train(plan, self.network, data, self.epochs)
+            where = resolve_accelerator(plan.accelerator)
+            _train(plan, self.network, replace(data, accelerator=where), self.epochs)
             return
         path = plan.space_file(self.name, self.seed)
         change = ABLATIONS.get(self.name, lambda options: options)
@@ -159,9 +163,15 @@ def measure(plan: Plan, clock: Clock, progress: Callable[[str], None]) -> None:
         plan.workers, clock, lambda text: progress(f"evolution {text}"),
     )  # fmt: skip
     clock.check()
-    networks = _in_band(plan, _spaces(plan, target_skeleton(plan.skeleton, data)), device,
+    _in_band(plan, _spaces(plan, target_skeleton(plan.skeleton, data)), device,
                         now_and_then(progress, "band"))  # fmt: skip
     clock.check()
+    train_drawn(plan, clock, progress)
+
+
+def train_drawn(plan: Plan, clock: Clock, progress: Callable[[str], None]) -> None:
+    """Trains the networks that were drawn, where that is not done yet."""
+    networks = _networks(plan)
     by_turn = sorted(networks, key=lambda n: n.number)
     _train_all(plan, by_turn, plan.recipe.epochs, clock, progress)
     _train_all(plan, _ranked(plan, networks), _LONGER * plan.recipe.epochs, clock, progress)
@@ -243,6 +253,7 @@ def _train(plan: Plan, network: BandNetwork, data: Data, epochs: int) -> None:
             "epochs": epochs,
             "accuracy": trained.accuracy,
             "seconds": trained.meta["seconds"],
+            "accelerator": data.accelerator,
         },
     )
     state.unlink(missing_ok=True)
@@ -321,6 +332,8 @@ def _plan(given: argparse.Namespace) -> Plan:
         "data": given.data,
         "root": given.data_root,
         "released": given.released,
+        "workers": given.workers,
+        "accelerator": given.accelerator,
         "ablations": tuple(ABLATIONS) if given.ablations else (),
     }
     if given.quick:
@@ -335,11 +348,9 @@ def _plan(given: argparse.Namespace) -> Plan:
             profile_minutes=0.2,
             evolution=EvolutionOptions(generations=3, warmup=1, population=10, batch=16, exam=1),
             recipe=TrainOptions(epochs=1),
-            workers=given.workers,
         )
     return Plan(
         **common,
-        workers=given.workers,
         target=given.target,
         recipe=TrainOptions(epochs=given.epochs, batch=128, learning_rate=0.2, clipping=0.0),
     )
@@ -348,6 +359,7 @@ def _plan(given: argparse.Namespace) -> Plan:
 def _parser() -> argparse.ArgumentParser:
     made = parser("space_quality", __doc__)
     add_long(made, "build/space-quality-DATA")
+    add_training(made)
     add = made.add_argument
     add("--data", default="fashion-mnist", help="what is learned (fashion-mnist)")
     add("--target", type=float, default=0.6, help="latency, as a share of the reference's (0.6)")
@@ -364,7 +376,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = _plan(given)
 
     def work(say: Say) -> tuple[Mapping[str, Any], Path]:
-        in_time(given, say, lambda clock: measure(plan, clock, say))
+        done = train_drawn if given.train_only else measure
+        in_time(given, say, lambda clock: done(plan, clock, say))
         result = compute(plan)
         name = f"space-quality-{plan.data}-{plan.skeleton}-{plan.recipe.epochs}e.json"
         output = given.output or (plan.folder if given.quick else RESULTS) / name

@@ -39,7 +39,6 @@ def command(
     from autospace.quantities import parse_shapes
     from autospace.steps import open_device
     from devices.onnx_files import read_onnx, shapes_by_model
-    from latency import Predictor
 
     sizes = parse_shapes(shapes)
     opened = open_device(device, allow_mismatch=allow_mismatch)
@@ -48,10 +47,9 @@ def command(
     of_model: dict[Path, dict[str, tuple[int, ...]]] = {}
     if sizes:
         of_model = shapes_by_model({p: read_onnx(p, weights=False) for p in models}, sizes)
-    predictor = Predictor.from_card(opened.card)
     documents = []
     for path in models:
-        prediction = predictor.predict(path, of_model.get(path))
+        prediction = opened.predictor.predict(path, of_model.get(path))
         documents.append(
             {"model": str(path), "shapes": of_model.get(path, {}), **prediction.to_json()}
         )
