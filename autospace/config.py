@@ -202,6 +202,8 @@ def with_settings(options: Any, settings: Sequence[str]) -> Any:
     Raises:
         UsageError: no ``=``, an unknown field (near ones are offered) or a value of the wrong type.
     """
+    if not settings:
+        return options
     document: dict[str, Any] = {}
     for text in settings:
         name, equals, value = (part.strip() for part in text.partition("="))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.work import now_and_then
 from devices.errors import AutospaceError, InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -127,6 +129,7 @@ def accuracy(folder: Path, plan: Plan) -> dict[str, Any]:
         settings=device.card.settings,
         visits=plan.visits,
         reference_ms=device.card.sentinel_reference_ms,
+        progress=now_and_then(_log, "accuracy"),
     )
     rows = []
     for name, model in models.items():
@@ -270,7 +273,7 @@ def search(folder: Path, plan: Plan) -> dict[str, Any]:
     options = SearchOptions(steps=plan.steps, warmup=plan.steps // 3, batch=32, proposals=3)
     found = searched(
         space, latency="80%", device=open_device(_card(folder)), data=data, options=options,
-        state=folder / "search.safetensors",
+        state=folder / "search.safetensors", progress=now_and_then(_log, "search"),
     )  # fmt: skip
     best = found.chosen.best
     return {
@@ -324,6 +327,11 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def _log(text: str) -> None:
+    """Into the step's log: how far one came that had to be ended."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _card(folder: Path) -> Path:
