@@ -381,7 +381,7 @@ STEPS = (
     Step("accuracy", 90, accuracy),
     Step("training", 40, training),
     Step("learning", 60, learning),
-    Step("search", 120, search),
+    Step("search", 150, search),
     Step("onnxruntime-cuda", 40, on_runtime("onnxruntime-cuda")),
     Step("onnxruntime-tensorrt", 60, on_runtime("onnxruntime-tensorrt")),
     Step("onnxruntime-tensorrt-rtx", 60, on_runtime("onnxruntime-tensorrt-rtx")),

@@ -11,7 +11,7 @@ these runtimes tell no times of operations, and cards work them out from whole n
 clock's, from launching until the outputs are in main memory, which is what a program sees.
 
 TensorRT's engines are kept in the compiled graph (ONNX Runtime calls it an EP context), so that
-they are built once; CUDA optimises at every load. **Nothing here has run on a GPU yet**; see
+they are built once; CUDA optimises at every load. Only CUDA has run on a GPU yet; see
 docs/tensorrt.md.
 """
 

@@ -8,7 +8,7 @@ On a GPU runs are timed between two CUDA events, after warm-up, as replays of a 
 the network can be captured, so that launching kernels from Python is not what is measured; 32-bit
 arithmetic is kept at 32 bits (no TF32). The GPU's name is part of the version, so that a card of
 one GPU is refused on another. `gpu_state` reads clocks and temperature through NVML where that is
-installed. **Nothing of the GPU part has run on a GPU yet**; see docs/torch.md.
+installed. What has run on one: docs/torch.md.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_training_on_a_gpu_follows_training_on_the_processor(data, tmp_path):
         trained.save(tmp_path / f"{where}.safetensors")
         courses[where] = [json.loads(line)["train_loss"] for line in log.read_text().splitlines()]
         assert trained.accuracy > 0.6
-    assert courses["cuda"] == pytest.approx(courses["cpu"], rel=0.05)  # its convolutions are in TF32
+    assert courses["cuda"] == pytest.approx(courses["cpu"], rel=0.05)
 
 
 @on_gpu
