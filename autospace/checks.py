@@ -11,7 +11,10 @@ from devices.errors import AutospaceError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_rules", "finite_loss"]
+__all__ = ["check_rules", "finite_loss", "hardly_learned"]
+
+_HARDLY = 0.95
+"""Of the loss of guessing: a supernet above it has learned hardly anything."""
 
 
 def check_rules(what: str, rules: Iterable[tuple[bool, str]]) -> None:
@@ -44,3 +47,20 @@ def finite_loss(loss: Tensor, where: str, kept: str = "the saved state is kept")
     if not math.isfinite(value):
         raise AutospaceError(f"{where}: the loss is {value}; lower the learning rate ({kept})")
     return value
+
+
+def hardly_learned(loss: float | None, classes: int, so: str) -> str | None:
+    """What to say of a supernet that does little better than guessing; None of any other.
+
+    Args:
+        loss: its held-out cross-entropy; None if there is none.
+        classes: number of classes.
+        so: what follows, and what to do.
+    """
+    guessing = math.log(classes)
+    if loss is None or loss <= _HARDLY * guessing:
+        return None
+    return (
+        f"the held-out loss is {loss:.3g}, and that of guessing {guessing:.3g}: hardly anything "
+        f"was learned, so {so}"
+    )

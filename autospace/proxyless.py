@@ -50,6 +50,7 @@ from devices.errors import AutospaceError
 __all__ = ["SearchOptions", "SearchRun", "SearchedNet", "search_space"]
 
 _KIND = "autospace.search"
+_LAST = 10
 ConstraintForm = Literal["lagrangian", "mul#log", "add#linear"]
 UpdateRule = Literal["two", "full_v2"]
 
@@ -153,6 +154,7 @@ class SearchedNet:
         multipliers: where those of the limits ended, one for each.
         scale: where the running mean square of α's gradients ended.
         alpha_steps: how many α steps were made.
+        losses: cross-entropies of sampled paths on held-out batches, of the last α steps.
     """
 
     space: SearchSpace
@@ -164,6 +166,12 @@ class SearchedNet:
     multipliers: tuple[float, ...] = ()
     scale: float = 0.0
     alpha_steps: int = 0
+    losses: tuple[float, ...] = ()
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """The mean of the last losses; None where no α step was made."""
+        return float(np.mean(self.losses)) if self.losses else None
 
     @property
     def probabilities(self) -> list[list[float]]:
@@ -208,6 +216,7 @@ class SearchRun:
         scale: the running mean square of α's gradients.
         alpha_steps: how many were made.
         step: weight steps that were made.
+        losses: on held-out batches, of the last α steps.
         saved_step: the step of the state that is on disk; None if there is none.
         family: limits that the weights shall serve: each path is drawn for one of them, from α
             tilted to keep it; empty for the given limits alone.
@@ -226,6 +235,7 @@ class SearchRun:
     scale: float = 0.0
     alpha_steps: int = 0
     step: int = 0
+    losses: list[float] = field(default_factory=list)
     saved_step: int | None = None
     family: Sequence[Sequence[Limit]] = ()
     ranks: Ranks = ALONE
@@ -365,6 +375,7 @@ class SearchRun:
         else:
             self._move(torch.tensor(pairs), slope)
         self.alpha_steps += 1
+        self.losses = [*self.losses, value][-_LAST:]
         return value, self._constrain(value)
 
     def _move(self, index: Tensor, slope: Tensor) -> None:
@@ -470,6 +481,7 @@ class SearchRun:
             "lines": lines,
             "step": self.step,
             "alpha_steps": self.alpha_steps,
+            "losses": self.losses,
             "scale": self.scale,
             "multipliers": self.multipliers,
             "tables": [table.to_json() for table in self.tables],
@@ -486,6 +498,7 @@ class SearchRun:
         self.step = self.saved_step = meta["step"]
         self.alpha_steps = meta["alpha_steps"]
         self.scale, self.multipliers = meta["scale"], list(meta["multipliers"])
+        self.losses = list(meta.get("losses", ()))  # older states have none
 
 
 def search_space(
@@ -606,7 +619,7 @@ def search_space(
         run.settle()
     return SearchedNet(
         space, net, run.alpha, tables, tuple(limits), tuple(journal.lines),
-        tuple(run.multipliers), run.scale, run.alpha_steps,
+        tuple(run.multipliers), run.scale, run.alpha_steps, tuple(run.losses),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from autospace.accelerator import Accelerator, resolve_accelerator
+from autospace.checks import hardly_learned
 from autospace.cost import (
     Cost,
     CostTable,
@@ -558,7 +559,9 @@ def search(
         space, budget, latency, device, statistic, data, options, seed, measure, state, progress
     )
     searched = asked.train(state=state, log=log, progress=progress)
-    (found,) = asked.verified([searched], measure, record, verifying or progress)
+    (found,) = asked.verified(
+        [searched], measure, record, verifying or progress, searched.held_out_loss
+    )
     return found
 
 
@@ -690,7 +693,9 @@ def search_pareto(
         state=family_state(state) if state else None,
         progress=lambda fraction, message: progress(0.7 + 0.3 * fraction, message),
     )  # fmt: skip
-    return FamilyResult(asked.verified(family, measure, record, verifying or progress))
+    return FamilyResult(
+        asked.verified(family, measure, record, verifying or progress, searched.held_out_loss)
+    )
 
 
 def card_copy(state: Path) -> Path:
@@ -774,12 +779,28 @@ class _Asked:
         measure: bool,
         record: Path | None,
         progress: Progress,
+        loss: float | None,
     ) -> tuple[SearchResult, ...]:
-        """The first process alone: ranks, measures and chooses."""
+        """The first process alone: ranks, measures and chooses.
+
+        Args:
+            family: the supernet with the architecture parameters of each member.
+            measure: whether to measure.
+            record: where candidates and their measurements are kept.
+            progress: is told as it goes.
+            loss: the supernet's on held-out data.
+        """
         from autospace.verify import choose_networks
 
         self.ranks.leave()
         measuring, warnings = self.measuring(measure)
+        poor = hardly_learned(
+            loss,
+            self.data.num_classes,
+            "the choice among networks that fit says little; search with more --steps, at another "
+            "--resolution, or with another --option learning_rate",
+        )
+        warnings += [poor] if poor else []
         chosen = choose_networks(
             family, self.data, self.latency_table(family[0]), options=self.options,
             seed=Seed(self.seed), measure=measuring, record=record, progress=progress,

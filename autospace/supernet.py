@@ -206,6 +206,21 @@ class _Candidates(nn.Module):
                 path.append((node, key))
             self.paths.append(tuple(path))
 
+    def begin_as_identity(self) -> None:
+        """Lets every candidate add nothing to the shortcut until it has learned.
+
+        See `_CellBank.begin_as_identity`.
+        """
+        for path in self.paths:
+            convolutions = [key for node, key in path if isinstance(self._layer(key), ConvBN)]
+            if convolutions:
+                end = self.layers[convolutions[-1]]
+                assert isinstance(end, ConvBN)
+                nn.init.zeros_(end.norm.weight)
+
+    def _layer(self, key: str) -> nn.Module | None:
+        return self.layers[key] if key in self.layers else None
+
     def forward(self, x: Tensor, index: int) -> Tensor:
         """Maps ``(batch, in_channels, h, w)`` through one candidate."""
         values = {INPUT: x}
@@ -286,6 +301,10 @@ class GatedNet(nn.Module):
         )
         self.after = NodeGraph(after, track=False)
         initialise(self, generator)
+        for block, shape in zip(self.blocks, skeleton.blocks, strict=True):
+            assert isinstance(block, _Candidates)
+            if shape.has_shortcut:
+                block.begin_as_identity()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, path: Sequence[int]) -> Tensor:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_HARDLY = 0.95
-"""Of the loss of guessing: a supernet above it has learned hardly anything."""
-
 
 @click.command("evolve")
 @limit_options
@@ -109,6 +106,7 @@ def command(
       autospace evolve --latency 5ms --device cpu.card --skeleton small --data fashion-mnist
     """
     from autospace import steps as step
+    from autospace.checks import hardly_learned
     from autospace.config import with_settings
     from autospace.data import check_data_name
     from autospace.evolution import EvolutionOptions
@@ -194,13 +192,14 @@ def command(
                     f"warning: the expected cost is above the limit {limit['text']}; evolve for "
                     "more generations, or leave it to the search, which keeps the limit"
                 )
-    loss, guessing = space.provenance["validation_loss"], math.log(images.num_classes)
-    if loss is not None and loss > _HARDLY * guessing:
-        session.note(
-            f"warning: the held-out loss is {loss:.3g}, and that of guessing {guessing:.3g}: "
-            "hardly anything was learned, so the cells' fitness says little; evolve for more "
-            "generations, at another --resolution, or with another --option learning_rate"
-        )
+    poor = hardly_learned(
+        space.provenance["validation_loss"],
+        images.num_classes,
+        "the cells' fitness says little; evolve for more generations, at another --resolution, or "
+        "with another --option learning_rate",
+    )
+    if poor:
+        session.note(f"warning: {poor}")
     session.say(f"  target: {space.provenance['target']}; learned on: {images.description}")
     session.say(f"  log: {log}, a line a generation")
     best = [layer[0].label for layer in space.layers]

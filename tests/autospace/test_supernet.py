@@ -24,16 +24,24 @@ def _fresh() -> EvolvingNet:
     return EvolvingNet(SKELETON, "kernel", torch.Generator().manual_seed(0)).double()
 
 
-def _evolving() -> EvolvingNet:
+def _learned(net):
     """As after some learning: no scale is 0."""
-    net, generator = _fresh(), torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     for name, parameter in net.named_parameters():
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
     return net
 
 
+def _evolving() -> EvolvingNet:
+    return _learned(_fresh())
+
+
 def _gated(share: bool, candidates=None) -> GatedNet:
+    return _learned(_fresh_gated(share, candidates))
+
+
+def _fresh_gated(share: bool, candidates=None) -> GatedNet:
     cells = candidates or [
         (REFERENCE_CELLS[0], REFERENCE_CELLS[2], MBConv()) + ((Zero(),) if s.has_shortcut else ())
         for s in SKELETON.blocks
@@ -65,6 +73,20 @@ def test_blocks_with_a_shortcut_begin_as_that_and_learn():
         y = block(x, cells, torch.full((4,), 0.25, dtype=torch.float64))
         assert shape.has_shortcut == (y.shape == x.shape and torch.equal(x, y))
         y.square().sum().backward()
+        ends = [m for n, m in block.named_parameters() if n.endswith("norm.weight")]
+        assert any(m.grad is not None and m.grad.abs().sum() > 0 for m in ends)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_candidates_beside_a_shortcut_begin_as_that_and_learn(share):
+    net = _fresh_gated(share)
+    for block, shape in zip(net.blocks, SKELETON.blocks, strict=True):
+        x = torch.randn(3, shape.in_channels, shape.in_size, shape.in_size, dtype=torch.float64)
+        for index in range(len(block.paths)):
+            y = block(x, index)
+            assert shape.has_shortcut == (y.shape == x.shape and torch.equal(x, y))
+            if y.requires_grad:  # all but none at all
+                y.square().sum().backward()
         ends = [m for n, m in block.named_parameters() if n.endswith("norm.weight")]
         assert any(m.grad is not None and m.grad.abs().sum() > 0 for m in ends)
 

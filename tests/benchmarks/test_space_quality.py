@@ -129,3 +129,8 @@ def test_all_of_it_in_small(
     printed = capsys.readouterr().out
     assert len(re.findall(r"^(met |MISS) evolved better than", printed, re.M)) == 4
     assert (tmp_path / "space-quality-digits-tiny-1e.svg").is_file()
+    trained[0].unlink()
+    shutil.rmtree(tmp_path / "spaces")  # is not needed to train what was drawn
+    assert main([*command, "--train-only"]) == 0
+    assert json.loads(trained[0].read_text())["accelerator"] == "cpu"
+    assert [path.stat().st_mtime_ns for path in trained[1:]] == times[1:]

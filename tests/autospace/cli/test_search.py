@@ -56,6 +56,17 @@ def test_the_update_rule_can_be_set(folder: Path, options: tuple[str, ...]) -> N
     assert made(folder) == {"architecture.json"}
 
 
+@pytest.mark.parametrize("more", [(), ("--pareto", "2")])
+def test_who_has_learned_hardly_anything_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    """Six steps of eight images are no better than guessing, and the choice then says little."""
+    assert run(*QUICK, "--budget", "2M", *more) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("and that of guessing 2.3: hardly anything was learned") == 1
+    assert "search with more --steps" in said
+
+
 def test_a_limit_above_the_largest_network_is_met_and_said(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
