@@ -144,7 +144,7 @@ def join(accelerator: str = "cpu") -> Ranks:
     if not distributed.is_initialized():
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
         own_gpu = accelerator != "cpu" and torch.cuda.device_count() >= local  # nccl's condition
-        if own_gpu:
+        if own_gpu and ":" in accelerator:
             torch.cuda.set_device(accelerator)  # else all would wait for each other on the first
         # What stays on the processor (architecture parameters, costs) goes by gloo all the same.
         distributed.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo")
