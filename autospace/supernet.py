@@ -212,14 +212,10 @@ class _Candidates(nn.Module):
         See `_CellBank.begin_as_identity`.
         """
         for path in self.paths:
-            convolutions = [key for node, key in path if isinstance(self._layer(key), ConvBN)]
-            if convolutions:
-                end = self.layers[convolutions[-1]]
-                assert isinstance(end, ConvBN)
+            layers = [self.layers[key] for _, key in path if key in self.layers]
+            ends = [layer for layer in layers if isinstance(layer, ConvBN)][-1:]
+            for end in ends:  # a candidate that computes nothing has none
                 nn.init.zeros_(end.norm.weight)
-
-    def _layer(self, key: str) -> nn.Module | None:
-        return self.layers[key] if key in self.layers else None
 
     def forward(self, x: Tensor, index: int) -> Tensor:
         """Maps ``(batch, in_channels, h, w)`` through one candidate."""

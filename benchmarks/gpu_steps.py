@@ -23,6 +23,7 @@ from devices.errors import AutospaceError, InvalidInputError, UnavailableError
 if TYPE_CHECKING:
     import onnx
 
+    from autospace.accelerator import Accelerator
     from autospace.skeleton import Skeleton
 
 __all__ = ["STEPS", "Plan", "Step"]
@@ -259,7 +260,6 @@ def training(folder: Path, plan: Plan) -> dict[str, Any]:
 
 def search(folder: Path, plan: Plan) -> dict[str, Any]:
     """One short search under a limit on the card's device, which learns and is verified there."""
-    from autospace.accelerator import Accelerator
     from autospace.genotype import REFERENCE_CELLS
     from autospace.proxyless import SearchOptions
     from autospace.space import SearchSpace
@@ -290,43 +290,37 @@ def search(folder: Path, plan: Plan) -> dict[str, Any]:
 
 def learning(folder: Path, plan: Plan) -> dict[str, Any]:
     """Seconds of a generation of an evolution, on the processor and on the GPU."""
-    from autospace.accelerator import Accelerator
-    from autospace.evolution import EvolutionOptions
-    from autospace.steps import evolve, load_proxy
+    import torch
 
-    skeleton = _skeleton(plan)
-    found: dict[str, Any] = {"data": "digits", "threads": _threads()}
-    wheres: tuple[Accelerator, ...] = ("cpu",) if plan.rehearsal else ("cuda", "cpu")
-    for where in wheres:
-        data = load_proxy("digits", None, skeleton, accelerator=where)
-        ends: list[float] = []
-        losses: list[float] = []
-
-        def watched(
-            line: Mapping[str, Any], ends: list[float] = ends, losses: list[float] = losses
-        ) -> None:
-            ends.append(time.monotonic())
-            losses.append(line["train_loss"])
-
-        options = EvolutionOptions(generations=_GENERATIONS, warmup=2, exam=1)
-        evolve(budget="100%", skeleton=skeleton, data=data, options=options, watch=watched)
-        seconds = [after - before for before, after in pairwise(ends)]
-        found[where] = {
-            "generation_s": statistics.median(seconds[2:]),  # with α steps
-            "steps": options.steps,
-            "batch": options.batch,
-            "losses": losses,
-        }
+    found: dict[str, Any] = {"data": "digits", "threads": torch.get_num_threads()}
+    if not plan.rehearsal:
+        found["cuda"] = _generations(plan, "cuda")
+    found["cpu"] = _generations(plan, "cpu")
     if "cuda" in found:
         found["speedup"] = found["cpu"]["generation_s"] / found["cuda"]["generation_s"]
     return found
 
 
-def _threads() -> int:
-    """With which the processor learns."""
-    import torch
+def _generations(plan: Plan, where: Accelerator) -> dict[str, Any]:
+    """A few generations of an evolution."""
+    from autospace.evolution import EvolutionOptions
+    from autospace.steps import evolve, load_proxy
 
-    return torch.get_num_threads()
+    skeleton = _skeleton(plan)
+    lines: list[tuple[float, float]] = []
+    options = EvolutionOptions(generations=_GENERATIONS, warmup=2, exam=1)
+    evolve(
+        budget="100%", skeleton=skeleton, options=options,
+        data=load_proxy("digits", None, skeleton, accelerator=where),
+        watch=lambda line: lines.append((time.monotonic(), line["train_loss"])),
+    )  # fmt: skip
+    seconds = [after - before for (before, _), (after, _) in pairwise(lines)]
+    return {
+        "generation_s": statistics.median(seconds[2:]),  # with α steps
+        "steps": options.steps,
+        "batch": options.batch,
+        "losses": [loss for _, loss in lines],
+    }
 
 
 def _log(text: str) -> None:

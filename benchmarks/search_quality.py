@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from autospace.accelerator import Accelerator, resolve_accelerator
+from autospace.accelerator import Accelerator
 from autospace.data import Data
 from autospace.evolution import EvolutionOptions
 from autospace.files import content_hash, read_document, write_json
@@ -131,9 +131,10 @@ class Plan:
         """The networks that are compared under a limit."""
         return self.folder / f"networks-{target:g}.json"
 
-    def load_data(self) -> Data:
-        """What is learned."""
-        return load_proxy(self.data, self.root, find_skeleton(self.skeleton))
+    def load_data(self, accelerator: Accelerator = "cpu") -> Data:
+        """What is learned, and where."""
+        skeleton = find_skeleton(self.skeleton)
+        return load_proxy(self.data, self.root, skeleton, accelerator=accelerator)
 
     def reference_ms(self) -> float:
         """The reference network's latency, once it was measured."""
@@ -342,8 +343,7 @@ class _Training:
         return content_hash([self.one.network.hash, asdict(self.plan.recipe)])
 
     def run(self) -> None:
-        where = resolve_accelerator(self.plan.accelerator)
-        data, seed = replace(self.plan.load_data(), accelerator=where), Seed(self.one.seed)
+        data, seed = self.plan.load_data(self.plan.accelerator), Seed(self.one.seed)
         network, state = self.one.network, self.file.with_suffix(".state")
         if isinstance(network, Rival):
             child = seed.child("train")
@@ -356,7 +356,7 @@ class _Training:
             trained = train_network(network, data, options=self.plan.recipe, seed=seed, state=state)
             right, seconds = trained.accuracy, trained.meta["seconds"]
         write_json(self.file, {"of": self._of, "accuracy": right, "seconds": seconds,
-                               "accelerator": where})  # fmt: skip
+                               "accelerator": data.accelerator})  # fmt: skip
         state.unlink(missing_ok=True)
 
 

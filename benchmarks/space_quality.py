@@ -20,11 +20,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autospace.accelerator import Accelerator, resolve_accelerator
+from autospace.accelerator import Accelerator
 from autospace.data import Data
 from autospace.evolution import EvolutionOptions
 from autospace.files import write_json
@@ -131,11 +131,12 @@ class _Job:
     def run(self) -> None:
         """Does it, and keeps the result in the plan's folder."""
         plan = self.plan
-        data = load_proxy(plan.data, plan.root, find_skeleton(plan.skeleton))
+        skeleton = find_skeleton(plan.skeleton)
         if self.network is not None:
-            where = resolve_accelerator(plan.accelerator)
-            _train(plan, self.network, replace(data, accelerator=where), self.epochs)
+            data = load_proxy(plan.data, plan.root, skeleton, accelerator=plan.accelerator)
+            _train(plan, self.network, data, self.epochs)
             return
+        data = load_proxy(plan.data, plan.root, skeleton)
         path = plan.space_file(self.name, self.seed)
         change = ABLATIONS.get(self.name, lambda options: options)
         evolve(
