@@ -22,8 +22,9 @@ def command(context: click.Context, session: Session, config: Path, output: Path
     """The whole pipeline in one resumable folder.
 
     Profiles the device, evolves a space, searches it, trains, exports, benchmarks and reports.
-    Killed at any moment, the same command goes on without doing finished work again. --seed, if
-    given, stands above the configuration's.
+    Killed at any moment, the same command goes on without doing finished work again; only where the
+    last measurement left open whether a limit is kept, it measures again. --seed, if given, stands
+    above the configuration's.
 
     \b
     Example:

@@ -186,6 +186,51 @@ def test_a_budget_that_is_not_kept_is_said_and_reported(tmp_path, monkeypatch):
     assert not (run / "checkpoint.safetensors").exists()
 
 
+def test_a_verdict_left_open_is_measured_again(whole, tmp_path, monkeypatch):
+    """The machine was restless when the network was measured, and is quiet at the next call."""
+    import shutil
+
+    config, run = _config(tmp_path), tmp_path / "run"
+    shutil.copytree(whole, run)
+    state = json.loads((run / "state.json").read_text())
+    for stage in ("benchmark", "report"):
+        del state["stages"][stage]
+    (run / "state.json").write_text(json.dumps(state))
+    (run / "verdict.json").unlink()
+    limit_ms = json.loads((whole / "verdict.json").read_text())["limits"][0]["value"]
+    measure, seeds = steps.Device.measure, []
+
+    def restless(self, models, *, seed, **options):
+        seeds.append(seed)
+        found = measure(self, models, seed=seed, **options)
+        return {
+            name: replace(
+                one,
+                visits=tuple(
+                    replace(visit, samples_ms=(limit_ms * (0.994 + 0.05 * i / len(one.visits)),))
+                    for i, visit in enumerate(one.visits)
+                ),
+            )
+            for name, one in found.items()
+        }
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps.Device, "measure", restless)
+        verdict = _run(config, run)
+    assert not verdict["kept"] and verdict["limits"][0]["open"]
+    with pytest.raises(BudgetError, match="run the same command again, and it is measured again"):
+        check_verdict(verdict)
+    first = list(seeds)
+    with monkeypatch.context() as patched:
+        patched.setattr(steps.Device, "measure", restless)
+        assert _run(config, run)["measurements"] == 2 * len(first)
+    assert set(seeds[len(first) :]).isdisjoint(first)
+    verdict = _run(config, run)
+    assert verdict["kept"] and not verdict["limits"][0]["open"]
+    assert "kept" in (run / "report.md").read_text().lower().splitlines()[0]
+    assert _run(config, run) == verdict  # and no more, once it is decided
+
+
 def test_another_configuration_is_refused_and_named(whole, tmp_path):
     with pytest.raises(UsageError, match=r"target.latency: '80%' there, '70%' asked for"):
         _run(_config(tmp_path, limit="70%"), whole)
