@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from time import monotonic, sleep
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -53,7 +53,6 @@ __all__ = [
 
 Progress = Callable[[float, str], None]
 
-_PAUSE_S = 0.25
 """Between two looks at whether the machine is quiet again."""
 
 
@@ -190,8 +189,8 @@ def measure_models(
             card (`DeviceCard.sentinel_reference_ms`), so that a measurement that lies wholly in a
             slow phase is still corrected; from this series by default, and where the machine was
             faster in it.
-        patience_s: how long to wait, after the rounds, for the machine to be as fast as that, and
-            to visit those models again that hardly any visit found so.
+        patience_s: how long to go on, after the rounds, visiting those models again that hardly any
+            visit found as fast as that.
         progress: called with the share done, from 0 to 1, and a line of text.
 
     Returns:
@@ -257,9 +256,10 @@ def _when_quiet(
     patience_s: float,
     report: Progress,
 ) -> Iterator[str]:
-    """Names of models to visit once more, each when the machine is as fast as its reference.
+    """Names of models to visit once more, until enough is known of the undisturbed machine.
 
-    Ends when all were visited often enough on the undisturbed machine, or after `patience_s`.
+    Ends when that is so of all, or after `patience_s`. On a slow machine they are visited as well:
+    one that flips between its speeds is fast for some runs of a visit.
     """
     until_s = monotonic() + patience_s
     while monotonic() < until_s:
@@ -270,10 +270,9 @@ def _when_quiet(
         slowdown = visitor.sentinel_ms() / fastest_ms
         if slowdown <= ACCEPT_RATIO:
             report(1.0, f"again, the machine being quiet: {missing[0]}")
-            yield min(missing, key=lambda name: len(found[name]))
         else:
             report(1.0, f"waiting: the machine is {slowdown:.2f} times slower than it can be")
-            sleep(_PAUSE_S)
+        yield min(missing, key=lambda name: len(found[name]))
 
 
 def _own_reference_ms(found: Mapping[str, Sequence[Visit]]) -> float:

@@ -1,10 +1,10 @@
 """Latencies of the undisturbed device, of a series in which hardly any visit was undisturbed.
 
-`latency_ms` of a network with fewer than three accepted visits is a median of visits that were each
-divided by the sentinel's slowdown (`devices.measurement`). Networks do not slow down as the
-sentinel does: on a machine that was 1.3 times slower most of the time, small ones did so more and
-large ones less, and what was said of a network depended on how often it was visited. A series of
-many networks tells how they slow down:
+Without three accepted visits, or fast runs that two agree on, `latency_ms` of a network is a median
+of visits that were each divided by the sentinel's slowdown (`devices.measurement`). Networks do not
+slow down as the sentinel does: on a machine that was 1.3 times slower most of the time, small ones
+did so more and large ones less, and what was said of a network depended on how often it was
+visited. A series of many networks tells how they slow down:
 
     log visit = log latency + elasticity(size) · log slowdown + noise,
 

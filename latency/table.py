@@ -2,11 +2,11 @@
 
 Slow phases of the machine come and go, and nothing makes a run faster than it is. So each kernel's
 time is the mean of the quickest quarter of its profiled runs, over all visits. A network's latency
-is its `latency_ms` where that rests on accepted visits; else it comes from its fastest run, which
-is steadier than a corrected median, and one factor for the whole card: how much `latency_ms` is
-above the fastest run of other networks. Where there is a choice the factor is worse: of 40 short
-runs a visit one is luckier than of 3 long ones, so that sums of kernels were 3 % above it for
-networks below a millisecond and 1.3 % below it above four.
+is its `latency_ms` where that rests on accepted visits or on fast runs that two visits agree on;
+else it comes from its fastest run, which is steadier than a corrected median, and one factor for
+the whole card: how much `latency_ms` is above the fastest run of other networks. Where there is a
+choice the factor is worse: of 40 short runs a visit one is luckier than of 3 long ones, so that
+sums of kernels were 3 % above it for networks below a millisecond and 1.3 % below it above four.
 
 Where the runtime does not time single kernels, their times are worked out from those of the
 networks (`latency.whole_times`).
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from devices.measurement import FEW_VISITS
+from devices.measurement import FEW_VISITS, Measurement
 from latency.blas_threads import one_blas_thread
 from latency.context import Context, contexts
 from latency.slow_phases import undisturbed
@@ -239,25 +239,31 @@ def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[tuple[
     factor = ratios[len(ratios) // 2] if ratios else 1.0
     return [
         (
-            found.latency_ms if found.accepted >= FEW_VISITS else factor * fastest_ms,
+            found.latency_ms if _seen(found) else factor * fastest_ms,
             found.standard_error,
         )
         for found, fastest_ms in zip(measured, fastest, strict=True)
     ]
 
 
+def _seen(found: Measurement) -> bool:
+    """Whether a network's latency rests on runs that found the device undisturbed."""
+    return found.accepted >= FEW_VISITS or found.fast_runs is not None
+
+
 def _by_all(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[tuple[float, float]]:
     """As `_latencies`, where the latencies are all that is known.
 
-    Each network's own where most were seen undisturbed often enough, else what all visits together
-    say.
+    Of networks that hardly a run found undisturbed it is what all visits together say, if that is
+    so of more than half of them.
     """
     own = _latencies(card, networks)
-    few = sum(card.measurement(network).accepted < FEW_VISITS for network in networks)
-    if 2 * few <= len(networks):
+    seen = [_seen(card.measurement(network)) for network in networks]
+    if 2 * sum(seen) >= len(networks):
         return own
     visits = [[v.visit for v in network.visits] for network in networks]
-    return list(undisturbed(visits, card.sentinel_reference_ms))
+    by_all = undisturbed(visits, card.sentinel_reference_ms)
+    return [a if known else b for known, a, b in zip(seen, own, by_all, strict=True)]
 
 
 def _usable(network: CardNetwork, timed: bool) -> bool:
