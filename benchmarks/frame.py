@@ -50,15 +50,17 @@ def add_long(made: argparse.ArgumentParser, folder: str) -> None:
 
 
 def add_training(made: argparse.ArgumentParser) -> None:
-    """Adds what a benchmark takes that trains many networks.
+    """Adds what a benchmark takes that evolves spaces and trains many networks.
 
     Args:
         made: its parser.
     """
-    add = made.add_argument
-    add("--accelerator", choices=ACCELERATORS, default="cpu", help="where networks are trained")
-    add("--train-only", action="store_true",
-        help="only train what was chosen: on any machine, one with a GPU for instance")  # fmt: skip
+    made.add_argument("--accelerator", choices=ACCELERATORS, default="cpu",
+        help="where spaces are evolved and networks trained")  # fmt: skip
+    add = made.add_mutually_exclusive_group().add_argument
+    add("--evolve-only", action="store_true",
+        help="only evolve, for the card that is there: on any machine, say with a GPU")  # fmt: skip
+    add("--train-only", action="store_true", help="only train what was chosen: on any machine too")
 
 
 def in_time(given: argparse.Namespace, say: Say, work: Callable[[Clock], None]) -> None:

@@ -93,7 +93,7 @@ class Plan:
         search: options of every search.
         recipe: of every training.
         workers: processes that evolve and train, of one thread each.
-        accelerator: where the compared networks are trained.
+        accelerator: where spaces are evolved and networks trained.
     """
 
     folder: Path
@@ -262,9 +262,9 @@ class _Evolution:
 
     def run(self) -> None:
         setting, plan = self.setting, self.setting.plan
-        data, path = plan.load_data(), setting.space_file
+        data, path = plan.load_data(plan.accelerator), setting.space_file
         evolve(
-            latency=setting.latency, device=open_device(plan.card),
+            latency=setting.latency, device=open_device(plan.card, allow_mismatch=True),
             skeleton=target_skeleton(plan.skeleton, data), data=data, options=plan.evolution,
             seed=setting.seed, state=path.with_suffix(".state"), log=path.with_suffix(".jsonl"),
         ).save(path)  # fmt: skip
@@ -497,10 +497,7 @@ class _Bench:
         clock.check()
         self.measure_reference()
         settings = plan.settings
-        do(
-            [_Evolution(one) for one in settings if not one.space_file.is_file()],
-            plan.workers, clock, lambda text: say(f"evolution {text}"),
-        )  # fmt: skip
+        self.evolve(clock)
         open_ = [one for one in settings if not one.file("searches").is_file()]
         for path in dict.fromkeys(one.space_file for one in open_):
             clock.check()
@@ -523,6 +520,14 @@ class _Bench:
             plan.workers, clock, lambda text: say(f"ranked {text}"),
         )  # fmt: skip
         self.train(clock)
+
+    def evolve(self, clock: Clock) -> None:
+        """Evolves the spaces that are not there yet, for the card and limits that are."""
+        plan = self.plan
+        do(
+            [_Evolution(one) for one in plan.settings if not one.space_file.is_file()],
+            plan.workers, clock, lambda text: self.say(f"evolution {text}"),
+        )  # fmt: skip
 
     def train(self, clock: Clock) -> None:
         """Trains what was chosen, all of the first seed before any of the second."""
@@ -718,7 +723,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = f"search-quality-{plan.data}-{plan.skeleton}-{plan.recipe.epochs}e.json"
         output = given.output or (plan.folder if given.quick else RESULTS) / name
         bench = _Bench(plan, say)
-        in_time(given, say, bench.train if given.train_only else bench.run)
+        only = bench.train if given.train_only else bench.evolve if given.evolve_only else None
+        in_time(given, say, only or bench.run)
         return compute(plan), output
 
     return framed("search_quality", given, work, report_lines)

@@ -74,7 +74,7 @@ class Plan:
         recipe: of every training.
         released: file of the released space; None leaves it out.
         workers: processes that evolve and train, of one thread each.
-        accelerator: where the compared networks are trained.
+        accelerator: where spaces are evolved and networks trained.
     """
 
     folder: Path
@@ -132,16 +132,15 @@ class _Job:
         """Does it, and keeps the result in the plan's folder."""
         plan = self.plan
         skeleton = find_skeleton(plan.skeleton)
+        data = load_proxy(plan.data, plan.root, skeleton, accelerator=plan.accelerator)
         if self.network is not None:
-            data = load_proxy(plan.data, plan.root, skeleton, accelerator=plan.accelerator)
             _train(plan, self.network, data, self.epochs)
             return
-        data = load_proxy(plan.data, plan.root, skeleton)
         path = plan.space_file(self.name, self.seed)
         change = ABLATIONS.get(self.name, lambda options: options)
         evolve(
             latency=f"{plan.target:.4%}",
-            device=open_device(plan.card),
+            device=open_device(plan.card, allow_mismatch=True),  # only asked, never measured on
             skeleton=target_skeleton(plan.skeleton, data),
             data=data,
             options=change(plan.evolution),
@@ -157,17 +156,23 @@ def measure(plan: Plan, clock: Clock, progress: Callable[[str], None]) -> None:
     (plan.folder / "spaces").mkdir(parents=True, exist_ok=True)
     device = profiled(plan.card, plan.profile_minutes, now_and_then(progress, "profile"))
     clock.check()
-    evolutions = [("evolved", seed) for seed in plan.seeds]
-    evolutions += [(name, plan.seeds[0]) for name in plan.ablations]
-    do(
-        [_Job(plan, n, seed) for n, seed in evolutions if not plan.space_file(n, seed).is_file()],
-        plan.workers, clock, lambda text: progress(f"evolution {text}"),
-    )  # fmt: skip
+    evolve_all(plan, clock, progress)
     clock.check()
     _in_band(plan, _spaces(plan, target_skeleton(plan.skeleton, data)), device,
                         now_and_then(progress, "band"))  # fmt: skip
     clock.check()
     train_drawn(plan, clock, progress)
+
+
+def evolve_all(plan: Plan, clock: Clock, progress: Callable[[str], None]) -> None:
+    """Evolves the spaces that are not there yet, for the card that is."""
+    evolutions = [("evolved", seed) for seed in plan.seeds]
+    evolutions += [(name, plan.seeds[0]) for name in plan.ablations]
+    (plan.folder / "spaces").mkdir(parents=True, exist_ok=True)
+    do(
+        [_Job(plan, n, seed) for n, seed in evolutions if not plan.space_file(n, seed).is_file()],
+        plan.workers, clock, lambda text: progress(f"evolution {text}"),
+    )  # fmt: skip
 
 
 def train_drawn(plan: Plan, clock: Clock, progress: Callable[[str], None]) -> None:
@@ -377,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = _plan(given)
 
     def work(say: Say) -> tuple[Mapping[str, Any], Path]:
-        done = train_drawn if given.train_only else measure
+        done = train_drawn if given.train_only else evolve_all if given.evolve_only else measure
         in_time(given, say, lambda clock: done(plan, clock, say))
         result = compute(plan)
         name = f"space-quality-{plan.data}-{plan.skeleton}-{plan.recipe.epochs}e.json"

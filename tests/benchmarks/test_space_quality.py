@@ -131,6 +131,8 @@ def test_all_of_it_in_small(
     assert (tmp_path / "space-quality-digits-tiny-1e.svg").is_file()
     trained[0].unlink()
     shutil.rmtree(tmp_path / "spaces")  # is not needed to train what was drawn
+    assert main([*command, "--evolve-only", "--accelerator", "auto"]) == 0
+    assert [path.name for path in (tmp_path / "spaces").glob("*.json")] == ["evolved-0.json"]
     assert main([*command, "--train-only"]) == 0
     assert json.loads(trained[0].read_text())["accelerator"] == "cpu"
     assert [path.stat().st_mtime_ns for path in trained[1:]] == times[1:]
