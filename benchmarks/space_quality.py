@@ -46,6 +46,7 @@ from benchmarks.quality_networks import BandNetwork, draw_band
 from benchmarks.quality_report import plot_distributions, rank_correlation, report_lines, summary
 from benchmarks.quality_spaces import ABLATIONS, CandidateSpace, candidate_space
 from benchmarks.work import Clock, do, now_and_then
+from devices.errors import UsageError
 
 __all__ = ["Plan", "main"]
 
@@ -148,6 +149,7 @@ class _Job:
             state=path.with_suffix(".state"),
             log=path.with_suffix(".jsonl"),
         ).save(path)
+        path.with_suffix(".state").unlink(missing_ok=True)
 
 
 def measure(plan: Plan, clock: Clock, progress: Callable[[str], None]) -> None:
@@ -355,9 +357,12 @@ def _plan(given: argparse.Namespace) -> Plan:
             evolution=EvolutionOptions(generations=3, warmup=1, population=10, batch=16, exam=1),
             recipe=TrainOptions(epochs=1),
         )
+    if given.generations < 2:
+        raise UsageError(f"--generations {given.generations}: must be at least 2")
     return Plan(
         **common,
         target=given.target,
+        evolution=EvolutionOptions(generations=given.generations, warmup=given.generations // 3),
         recipe=TrainOptions(epochs=given.epochs, batch=128, learning_rate=0.2, clipping=0.0),
     )
 
@@ -370,6 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", default="fashion-mnist", help="what is learned (fashion-mnist)")
     add("--target", type=float, default=0.6, help="latency, as a share of the reference's (0.6)")
     add("--epochs", type=int, default=2, help="of the short recipe (2)")
+    add("--generations", type=int, default=240, help="of every evolution (240)")
     add("--released", type=Path, help="file of the released space, to compare with it too")
     add("--ablations", action="store_true", help="evolve without one ingredient at a time, too")
     add("--workers", type=int, default=2, help="processes that evolve and train (2)")
@@ -379,9 +385,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what is missing, and reports; returns the exit code."""
     given = _parser().parse_args(arguments)
-    plan = _plan(given)
 
     def work(say: Say) -> tuple[Mapping[str, Any], Path]:
+        plan = _plan(given)
         done = train_drawn if given.train_only else evolve_all if given.evolve_only else measure
         in_time(given, say, lambda clock: done(plan, clock, say))
         result = compute(plan)

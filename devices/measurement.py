@@ -9,11 +9,14 @@ A visit's value is the median of its samples. The sentinel *accepts* a visit whe
 `ACCEPT_RATIO` of its reference, and *corrects* one by its slowdown; a visit during which the
 sentinel itself changed by more than `STEADY_RATIO` is left out unless nothing else is there.
 
-- With `FEW_VISITS` accepted visits or more: the 10th percentile of their values.
-- Else, where a machine flips between its speeds faster than a visit lasts, the fastest run: if two
-  visits agree on it, and the sentinel found the machine undisturbed beside one of them. Nothing
+- Where the sentinel accepts a quarter of the visits, and `FEW_VISITS` if there are so many: their
+  10th percentile.
+- Else, as on a machine that flips between its speeds faster than a visit lasts, the fastest run: if
+  two visits agree on it, and the sentinel found the machine undisturbed beside one of them. Nothing
   makes a run faster than it is (`fast_runs`).
-- Else: the median of the corrected values of all visits, or the fastest run where that is less.
+- Else, with `FEW_VISITS` accepted visits or more: the 10th percentile of their values.
+- Else: the median of the corrected values of all visits, or the fastest run but one where that is
+  less.
 
 Slow phases do not hit every network as they hit the sentinel, so that corrected values of slow
 visits are used only where there is nothing better, and with a wider interval; see
@@ -66,6 +69,8 @@ ABOVE_FASTEST = 1.015
 flipped between two speeds, 1.01 to 1.02 in cards of quiet ones."""
 _AGREEING = 1.02
 """Fastest runs of two visits within this factor are of one speed."""
+_NO_ACCIDENT = 2
+"""The fastest run but one bounds a corrected value: a clock that jumped once does not."""
 _LOW_QUANTILE = 0.10
 _BOOTSTRAPS = 400
 _FLOOR_AT_8_VISITS = 0.013
@@ -258,7 +263,8 @@ class Measurement:
         if self.fast_runs is not None:
             return above * self.fast_runs[0]
         found = latency_statistic(*self._columns)
-        return min(found, above * self._sorted_samples[0]) if self.corrected else found
+        fastest_ms = self._sorted_samples[:_NO_ACCIDENT][-1]
+        return min(found, above * fastest_ms) if self.corrected else found
 
     @property
     def p50_ms(self) -> float:
@@ -337,7 +343,8 @@ class Measurement:
     @cached_property
     def fast_runs(self) -> tuple[float, float] | None:
         """What `latency_ms` rests on where few visits were accepted: see `fast_runs`."""
-        if self.accepted >= min(FEW_VISITS, len(self.visits)):
+        accepted, count = self.accepted, len(self.visits)
+        if accepted >= min(FEW_VISITS, count) and accepted * 4 >= count:
             return None
         return fast_runs(self.visits, self.sentinel_reference_ms)
 

@@ -137,11 +137,13 @@ class TestMeasurement:
         assert found.fast_runs == (1.0, 1.01)
 
     def test_one_fast_run_alone_is_not_enough(self) -> None:
-        slow, flips = Visit((1.8,), 1.4, 1.4), Visit((1.8, 1.0), 1.4, 1.02)
+        slow, flips = Visit((1.8,), 1.4, 1.4), Visit((1.8, 1.0, 1.0), 1.4, 1.02)
         found = measurement([slow] * 8 + [flips])
         assert found.fast_runs is None and found.corrected and found.disturbed
         assert found.latency_ms == pytest.approx(ABOVE_FASTEST)  # no run is faster than the machine
         assert found.standard_error > 0.05
+        jumped = measurement([*[slow] * 8, Visit((0.01, 1.8, 1.8), 1.4, 1.4)])
+        assert jumped.latency_ms == pytest.approx(1.8 / 1.4)
 
     def test_agreeing_runs_of_a_machine_never_seen_fast_are_corrected(self) -> None:
         assert fast_runs([Visit((1.8,), 1.4, 1.4)] * 5, 1.0) is None
