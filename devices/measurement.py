@@ -169,10 +169,13 @@ def fast_runs(visits: Sequence[Visit], reference_ms: float) -> tuple[float, floa
 
     Returns:
         Milliseconds, the lower first; None where the two do not agree, or where the sentinel was
-        slow before and after every visit that agrees with them.
+        slow before and after every visit that agrees with them. None, too, where it was not slow
+        at most visits: there is little to correct then, and the fastest of many runs would be that
+        of the luckiest.
     """
     ordered = sorted(visits, key=lambda visit: visit.fastest_ms)
-    if len(ordered) < 2:
+    slowdowns = sorted(visit.slowdown(reference_ms) for visit in visits)
+    if len(ordered) < 2 or _quantile(slowdowns, 0.5) <= STEADY_RATIO:
         return None
     first, second = ordered[0].fastest_ms, ordered[1].fastest_ms
     agreeing = [visit for visit in ordered if visit.fastest_ms <= first * _AGREEING]

@@ -148,6 +148,7 @@ class TestMeasurement:
     def test_agreeing_runs_of_a_machine_never_seen_fast_are_corrected(self) -> None:
         assert fast_runs([Visit((1.8,), 1.4, 1.4)] * 5, 1.0) is None
         assert fast_runs([quiet(1.0)], 1.0) is None
+        assert fast_runs([Visit((1.0, 1.2), 1.1, 1.0)] * 9, 1.0) is None  # hardly slow at all
         apart = [Visit((1.0,), 1.4, 1.4)] * 2 + [Visit((1.8,), 1.0, 1.0)]
         assert fast_runs(apart, 1.0) is None  # it was fast at another time
 

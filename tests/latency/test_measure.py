@@ -102,7 +102,7 @@ def test_a_slow_machine_is_waited_for(network: onnx.ModelProto) -> None:
     assert patient.corrected and any("waiting" in text and "2.00 times" in text for text in said)
     patient, said = found(20.0, loadings=3)  # the sentinel's, and a visit's
     assert not patient.corrected and patient.latency_ms == pytest.approx(plain.latency_ms)
-    assert len(patient.visits) == 3
+    assert len(patient.visits) == 4
 
 
 def test_progress_ends_at_one(network: onnx.ModelProto) -> None:
