@@ -65,8 +65,8 @@ FEW_VISITS = 3
 MUCH_PREEMPTED = 0.5
 """From this share of preempted runs on a measurement is marked as disturbed."""
 ABOVE_FASTEST = 1.015
-"""`latency_ms` of accepted visits over the fastest of all runs: 1.013 and 1.017 of two networks on a
-machine that flipped between two speeds, 1.020 in the median of 47 in a card of a quieter hour."""
+"""`latency_ms` of accepted visits over the fastest of all runs: 1.013 and 1.017 of two networks on
+a machine that flipped between two speeds, 1.020 in the median of 47 of a card of a quieter hour."""
 _AGREEING = 1.02
 """Fastest runs of two visits within this factor are of one speed."""
 _NO_ACCIDENT = 2
