@@ -18,12 +18,12 @@ Accelerator = Literal["cpu", "cuda", "auto"]
 ACCELERATORS: tuple[Accelerator, ...] = ("cpu", "cuda", "auto")
 
 
-def resolve_accelerator(name: Accelerator, option: str = "--accelerator ") -> str:
+def resolve_accelerator(name: Accelerator, option: str = "--accelerator {}") -> str:
     """PyTorch's name of where to learn.
 
     Args:
         name: "auto" is a GPU where PyTorch sees one.
-        option: how the user gave the name; for the error.
+        option: how the user gave the name, with braces in its place; for the error.
 
     Returns:
         ``"cpu"``, ``"cuda"``, or, of several processes that ``torchrun`` started on a machine with
@@ -41,13 +41,8 @@ def resolve_accelerator(name: Accelerator, option: str = "--accelerator ") -> st
         if name == "auto":
             return "cpu"
         raise UnavailableError(
-            f"{_written(option, name)}: PyTorch sees no NVIDIA GPU here (a CPU build of it never "
-            f"does); use {_written(option, 'cpu')}"
+            f"{option.format(name)}: PyTorch sees no NVIDIA GPU here (a CPU build of it never "
+            f"does); use {option.format('cpu')}"
         )
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     return f"cuda:{rank % count}" if count > 1 and "LOCAL_RANK" in os.environ else "cuda"
-
-
-def _written(option: str, name: str) -> str:
-    """As on the command line, or, after an equals sign, as in a configuration file."""
-    return f'{option}"{name}"' if "=" in option else f"{option}{name}"

@@ -65,7 +65,7 @@ class _Run:
         if self._data is None:
             skeleton = find_skeleton(self.config.target.skeleton)
             root = Path(self.config.data.root).expanduser() if self.config.data.root else None
-            where = resolve_accelerator(self.config.data.accelerator, "[data] accelerator = ")
+            where = resolve_accelerator(self.config.data.accelerator, '[data] accelerator = "{}"')
             data = load_data(
                 self.config.data.name,
                 root,

@@ -197,8 +197,7 @@ def quiet_enough(visits: Sequence[Visit], reference_ms: float) -> bool:
     """
     if fast_runs(visits, reference_ms) is not None:
         return True
-    accepted = sum(visit.accepted(reference_ms) for visit in visits)
-    return accepted >= min(FEW_VISITS, len(visits)) and accepted * 4 >= len(visits)
+    return _enough(sum(visit.accepted(reference_ms) for visit in visits), len(visits))
 
 
 def latency_statistic(
@@ -346,8 +345,7 @@ class Measurement:
     @cached_property
     def fast_runs(self) -> tuple[float, float] | None:
         """What `latency_ms` rests on where few visits were accepted: see `fast_runs`."""
-        accepted, count = self.accepted, len(self.visits)
-        if accepted >= min(FEW_VISITS, count) and accepted * 4 >= count:
+        if _enough(self.accepted, len(self.visits)):
             return None
         return fast_runs(self.visits, self.sentinel_reference_ms)
 
@@ -367,8 +365,7 @@ class Measurement:
         """
         if self.preempted >= MUCH_PREEMPTED:
             return True
-        fast = fast_runs(self.visits, self.sentinel_reference_ms)
-        return fast is None and self.accepted * 4 < len(self.visits)
+        return self.accepted * 4 < len(self.visits) and self.fast_runs is None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: the derived figures for people, and the raw samples."""
@@ -479,6 +476,11 @@ def slow_warning(measurements: Iterable[Measurement]) -> str | None:
         f"measured, so that its latency is uncertain ({worst.low_ms:.3g} to {worst.high_ms:.3g} "
         "ms): measure again when it is quiet, or profile it anew."
     )
+
+
+def _enough(accepted: int, visits: int) -> bool:
+    """Whether so many accepted visits say how fast the undisturbed device is."""
+    return accepted >= min(FEW_VISITS, visits) and accepted * 4 >= visits
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

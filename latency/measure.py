@@ -53,8 +53,6 @@ __all__ = [
 
 Progress = Callable[[float, str], None]
 
-"""Between two looks at whether the machine is quiet again."""
-
 
 @dataclass(frozen=True, slots=True)
 class VisitPlan:

@@ -222,7 +222,7 @@ def repeatability(network: CardNetwork) -> float | None:
     """
     if len(network.visits) < 4:
         return None
-    fastest = [min(v.visit.samples_ms) for v in network.visits]
+    fastest = [v.visit.fastest_ms for v in network.visits]
     low, high = sorted(min(fastest[half::2]) for half in (0, 1))
     return high / low - 1
 
@@ -234,7 +234,7 @@ def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[tuple[
     """
     measured = [card.measurement(network) for network in networks]
     own = [found.latency_ms for found in measured]
-    fastest = [min(min(v.visit.samples_ms) for v in network.visits) for network in networks]
+    fastest = [min(v.visit.fastest_ms for v in network.visits) for network in networks]
     ratios = sorted(a / b for a, b in zip(own, fastest, strict=True))
     factor = ratios[len(ratios) // 2] if ratios else 1.0
     return [

@@ -62,7 +62,7 @@ def test_without_a_gpu_auto_is_the_processor_and_cuda_is_refused():
     with pytest.raises(UnavailableError, match="--accelerator cuda: PyTorch sees no NVIDIA GPU"):
         resolve_accelerator("cuda")
     with pytest.raises(UnavailableError, match=r'^\[data\] accelerator = "cuda": .*use \[data\] '):
-        resolve_accelerator("cuda", "[data] accelerator = ")
+        resolve_accelerator("cuda", '[data] accelerator = "{}"')
 
 
 @pytest.mark.parametrize(("rank", "expected"), [("0", "cuda:0"), ("3", "cuda:1")])
