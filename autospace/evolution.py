@@ -11,8 +11,9 @@ dearer than twice the dearest reference is rejected; the least fit cell that is 
 makes room. A cell's *value* is the moving average of its α; its *fitness* is the value less the
 price of its cost, and the prices are the multipliers at which the expected network of the
 populations keeps every limit (`autospace.price`). What is known exactly is so not learned from
-noisy steps, and a price that was once too high leaves no trace. At the end the last populations
-sit an exam (`autospace.exam`), which decides their values.
+noisy steps, and a price that was once too high leaves no trace. At the end the shared weights go
+on learning in networks of single cells (the study), and the last populations sit an exam
+(`autospace.exam`), which decides their values.
 """
 
 from __future__ import annotations
@@ -108,8 +109,11 @@ class EvolutionOptions:
             population, so that it has to earn its place.
         settling: share of the generations, at the end, in which nothing mutates and every cell of
             the populations is stacked equally often: the fittest are trained and judged alike.
+        study: weight steps between the evolution and its exam, as a multiple of the evolution's,
+            each on a network of single cells: what the exam says is only as good as the weights,
+            and large cells take longest to learn.
         exam: batches of held-out data by which the last populations are judged in networks of
-            single cells; 0 keeps the values that the evolution learned.
+            single cells; 0 keeps the values that the evolution learned, without study.
         constraint: whether limits enter the fitness.
         kept: cells of each layer that enter the space.
         patience: generations that the space is compared over, to tell whether it still changes.
@@ -138,6 +142,7 @@ class EvolutionOptions:
     momentum: float = 0.5
     inherit: float = 0.5
     settling: float = 0.3
+    study: float = 4.0
     exam: int = 40
     constraint: bool = True
     kept: int = 9
@@ -145,6 +150,17 @@ class EvolutionOptions:
     settled: float = 0.9
     references: Literal["stay", "compete", "none"] = "stay"
     fitness: Literal["gradient", "random"] = "gradient"
+
+    @property
+    def weight_steps(self) -> int:
+        """Weight steps of the evolution."""
+        return self.generations * self.steps
+
+    @property
+    def study_steps(self) -> int:
+        """Weight steps between it and its exam."""
+        judged = self.exam > 0 and self.fitness == "gradient"
+        return round(self.study * self.weight_steps) if judged else 0
 
     def check(self) -> None:
         """Refuses options that contradict each other.
@@ -174,6 +190,7 @@ class EvolutionOptions:
                 (self.batch >= 2, f"batch {self.batch}: at least 2"),
                 (0 <= self.inherit <= 1, f"inherit {self.inherit}: from 0 to 1"),
                 (0 <= self.settling < 1, f"settling {self.settling}: from 0 to below 1"),
+                (0 <= self.study < float("inf"), f"study {self.study}: at least 0 and finite"),
                 (self.exam >= 0, f"exam {self.exam}: at least 0"),
                 (0 <= self.momentum < 1, f"momentum {self.momentum}: from 0 to below 1"),
                 (
@@ -284,6 +301,8 @@ class _Evolution:
     prices: NDArray[np.float64] | None = None
     scale: float = 0.0
     generation: int = 0
+    studied: int = 0
+    """Steps of the study that are done."""
     cells_tried: int = 0
     last: Mapping[str, Any] = field(default_factory=dict)
     ranks: Ranks = ALONE
@@ -306,7 +325,8 @@ class _Evolution:
         alpha_losses: list[float] = []
         for step in range(options.steps):
             weights = torch.softmax(alpha - penalty, 1)
-            losses.append(self._weight_step(cells, weights, generation * options.steps + step))
+            place = generation * options.steps + step
+            losses.append(self._weight_step(cells, weights, place, options.single))
             if learning:
                 loss = self._alpha_step(cells, alpha, penalty, generation, step)
                 alpha_losses.append(loss)
@@ -446,11 +466,13 @@ class _Evolution:
 
     # -- learning -----------------------------------------------------------------------------
 
-    def _weight_step(self, cells: list[list[Cell]], weights: Tensor, step: int) -> float:
+    def _weight_step(
+        self, cells: list[list[Cell]], weights: Tensor, step: int, single: float
+    ) -> float:
         images, labels = self.data.training_batch(
             self.data.train, self.options.batch, step, self.seed.child("train")
         )
-        total = self.options.generations * self.options.steps
+        total = self.options.weight_steps + self.options.study_steps
         # Not to zero: the shared weights have to follow each new stack of cells to the end.
         share = _LEAST_RATE + (1 - _LEAST_RATE) * 0.5 * (1 + np.cos(np.pi * step / total))
         for group in self.optimizer.param_groups:
@@ -458,7 +480,7 @@ class _Evolution:
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
         random = self.seed.generator("single", step)
-        if random.random() < self.options.single:
+        if random.random() < single:
             cells = [[row[int(random.integers(len(row)))]] for row in cells]
             weights = torch.ones(len(cells), 1)
         images, labels, share = self.ranks.share(images, labels)
@@ -559,6 +581,21 @@ class _Evolution:
         unchanged = self.unchanged
         return unchanged is not None and unchanged >= self.options.settled
 
+    @property
+    def share_done(self) -> float:
+        """Of the weight steps; those that an early end leaves out are as good as done."""
+        options = self.options
+        evolved = options.weight_steps if self.converged else self.generation * options.steps
+        return (evolved + self.studied) / (options.weight_steps + options.study_steps)
+
+    def study(self) -> float:
+        """One weight step on a network of single cells of the last populations; its loss."""
+        cells = [[one.cell for one in row] for row in self.populations]
+        place = self.options.weight_steps + self.studied
+        loss = self._weight_step(cells, torch.ones(0), place, single=1.0)
+        self.studied += 1
+        return loss
+
     def examine(self, progress: Progress) -> None:
         """Replaces every value by what the exam says, in standard deviations of all effects."""
         cells = [[one.cell for one in row] for row in self.populations]
@@ -619,6 +656,7 @@ class _Evolution:
             "digest": digest,
             "lines": lines,
             "generation": self.generation,
+            "studied": self.studied,
             "cells_tried": self.cells_tried,
             "scale": self.scale,
             "prices": self._prices().tolist(),
@@ -637,6 +675,7 @@ class _Evolution:
         restore_optimizer(self.optimizer, checkpoint.part("optimizer"))
         meta = checkpoint.meta
         self.generation = meta["generation"]
+        self.studied = meta["studied"]
         self.cells_tried = meta["cells_tried"]
         self.scale = meta["scale"]
         self.prices = np.array(meta["prices"], dtype=np.float64)
@@ -756,7 +795,18 @@ def evolve_space(
                 journal.add(line)
                 whole = True
             watch(line)
-            progress(run.generation / options.generations, _message(line, limits, options))
+            progress(run.share_done, _message(line, limits, options))
+            if clock.due():
+                save()
+        minutes = (time.monotonic() - started_s) / 60
+        while run.studied < options.study_steps:
+            with undivided():
+                whole = False
+                loss = run.study()
+                whole = True
+            if run.studied % options.steps == 0:
+                share = run.studied / options.study_steps
+                progress(run.share_done, f"study of single cells, {share:.0%} · loss {loss:.3f}")
             if clock.due():
                 save()
     except KeyboardInterrupt:
@@ -767,7 +817,6 @@ def evolve_space(
     # The state stays that of before the exam: interrupted in it, it is sat again, alike.
     if options.exam and options.fitness == "gradient":
         run.examine(progress)
-    minutes = (time.monotonic() - started_s) / 60
     if run.generation < options.generations:
         progress(1.0, f"converged after {run.generation} generations")
     return replace(

@@ -87,13 +87,37 @@ def apply_node(node: Node, module: nn.Module | None, inputs: Sequence[Tensor]) -
     if node.kind == "gate":
         return inputs[0] * torch.sigmoid(inputs[1].mean((2, 3), keepdim=True))
     if node.kind == "average_pool":
-        return functional.avg_pool2d(
-            inputs[0], node.kernel, node.stride, node.padding, count_include_pad=False
-        )
+        return _average_pool(inputs[0], node)
     if node.kind == "global_pool":
         return inputs[0].mean((2, 3), keepdim=True)
     assert module is not None
     return module(inputs[0].flatten(1))  # type: ignore[no-any-return]
+
+
+def _average_pool(x: Tensor, node: Node) -> Tensor:
+    """Averages over the part of each window that is inside of the image."""
+    if x.is_cuda:
+        return _pool_by_convolution(x, node)
+    return functional.avg_pool2d(x, node.kernel, node.stride, node.padding, count_include_pad=False)
+
+
+def _pool_by_convolution(x: Tensor, node: Node) -> Tensor:
+    """The same by a depthwise convolution.
+
+    PyTorch 2.11 on an H200 (CUDA 13, cuDNN 9.19) had right averages and wrong gradients, by as
+    much as they are large, where a 1×1 convolution comes after the pooling; networks then learned
+    a good deal less. `benchmarks.gpu` compares gradients with the processor's.
+    """
+    channels, height, width = x.shape[1:]
+    window = x.new_ones(1, 1, node.kernel, node.kernel)
+    counts = functional.conv2d(
+        x.new_ones(1, 1, height, width), window, stride=node.stride, padding=node.padding
+    )
+    sums = functional.conv2d(
+        x, window.expand(channels, 1, -1, -1), stride=node.stride, padding=node.padding,
+        groups=channels,
+    )  # fmt: skip
+    return sums / counts
 
 
 def last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:

@@ -66,7 +66,8 @@ class Skeleton:
         stages: the searchable blocks.
         head_width: channels of the last 1×1 convolution.
         width_mult: multiplies every width, rounded to a multiple of 8.
-        sharing: consecutive blocks that share one population of cells (2 in the release).
+        sharing: consecutive blocks that share one population of cells: 2 in the release; 1 in
+            ``small``, where a stage's first block and its second have little in common.
     """
 
     name: str
@@ -221,6 +222,7 @@ SKELETONS: dict[str, Skeleton] = {
             first_width=0,
             stages=(Stage(16, 2, 2), Stage(32, 4, 2), Stage(64, 4, 2)),
             head_width=256,
+            sharing=1,
         ),
         Skeleton(
             name="tiny",

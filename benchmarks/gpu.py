@@ -176,6 +176,8 @@ def _figures(name: str, found: Mapping[str, Any]) -> str:
             f"{found['within_10_percent']:.0%} of {len(found['networks'])} within 10 %, median "
             f"{found['median_error']:.1%}"
         )
+    if name == "gradients":
+        return f"at most {found['largest']:.2%} off, {len(found['errors'])} networks"
     if name == "training":
         return f"mixed precision {found['speedup']:.2f} times as fast as 32 bits"
     if name == "learning":

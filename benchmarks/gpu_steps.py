@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
     from autospace.accelerator import Accelerator
     from autospace.skeleton import Skeleton
+    from autospace.space import Architecture
 
 __all__ = ["STEPS", "Plan", "Step"]
 
 _SEED = 20_261_126
 _GENERATIONS = 7
+_COMPARED = 6
+"""Networks whose gradients are compared."""
+_IMAGES = 64
+_GRADIENT_ERROR = 0.1
+"""Rounding moves the gradients of a layer by up to some percent, where ReLUs are at their bends."""
 _TOLERANCE = 1e-3
 """Of the largest number, between a runtime's outputs and ONNX Runtime's on the CPU."""
 
@@ -220,6 +226,47 @@ def outputs(folder: Path, plan: Plan) -> dict[str, Any]:
     return found
 
 
+def gradients(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Gradients of networks of random cells, against the processor's in 64 bits."""
+    device = "cpu" if plan.rehearsal else "cuda"
+    errors = {
+        name: _gradient_error(network, device)
+        for name, network in _architectures(replace(plan, skeleton="small"), _COMPARED).items()
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= _GRADIENT_ERROR:
+        raise InvalidInputError(
+            f"gradients of {worst} on {device} are {errors[worst]:.0%} off the processor's in 64 "
+            "bits: what is learned there is not what was asked for"
+        )
+    return {"errors": errors, "largest": errors[worst]}
+
+
+def _gradient_error(network: Architecture, device: str) -> float:
+    """Norm of the difference over the norm, of the worst layer's weights."""
+    import torch
+
+    from autospace.network import build_network
+
+    skeleton = network.skeleton
+    random = torch.Generator().manual_seed(_SEED)
+    side, channels = skeleton.resolution, skeleton.in_channels
+    images = torch.randn(_IMAGES, channels, side, side, generator=random)
+    labels = torch.randint(skeleton.num_classes, (_IMAGES,), generator=random)
+
+    def found(where: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        model = build_network(network, 0).to(device=where, dtype=dtype).train()
+        given = images.to(device=where, dtype=dtype, memory_format=torch.channels_last)
+        loss = torch.nn.functional.cross_entropy(model(given), labels.to(where))
+        loss.backward()
+        weights = [p for p in model.parameters() if p.ndim > 1]  # biases before a norm have none
+        return [p.grad.double().cpu() for p in weights if p.grad is not None]
+
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        pairs = zip(found(device, torch.float32), found("cpu", torch.float64), strict=True)
+        return max(float((own - true).norm() / (true.norm() + 1e-12)) for own, true in pairs)
+
+
 def training(folder: Path, plan: Plan) -> dict[str, Any]:
     """Training steps of one network in 32 bits and in mixed precision, losses and times."""
     import torch
@@ -373,6 +420,7 @@ STEPS = (
     Step("outputs", 30, outputs),
     Step("card", 150, card),
     Step("accuracy", 90, accuracy),
+    Step("gradients", 60, gradients),
     Step("training", 40, training),
     Step("learning", 60, learning),
     Step("search", 150, search),

@@ -342,7 +342,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         "released": given.released,
         "workers": given.workers,
         "accelerator": given.accelerator,
-        "ablations": tuple(ABLATIONS) if given.ablations else (),
+        "ablations": _ablations(given.ablations),
     }
     if given.quick:
         return Plan(
@@ -367,6 +367,11 @@ def _plan(given: argparse.Namespace) -> Plan:
     )
 
 
+def _ablations(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The named ones, all where none is named, none without the option."""
+    return () if given is None else tuple(given) or tuple(ABLATIONS)
+
+
 def _parser() -> argparse.ArgumentParser:
     made = parser("space_quality", __doc__)
     add_long(made, "build/space-quality-DATA")
@@ -377,7 +382,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=2, help="of the short recipe (2)")
     add("--generations", type=int, default=240, help="of every evolution (240)")
     add("--released", type=Path, help="file of the released space, to compare with it too")
-    add("--ablations", action="store_true", help="evolve without one ingredient at a time, too")
+    known = ", ".join(ABLATIONS)
+    add("--ablations", nargs="*", choices=ABLATIONS, metavar="NAME", default=None,
+        help=f"evolve without one ingredient at a time, too: {known} (all)")  # fmt: skip
     add("--workers", type=int, default=2, help="processes that evolve and train (2)")
     return made
 

@@ -265,12 +265,14 @@ def _when_quiet(
         missing = [name for name, own in found.items() if not quiet_enough(own, fastest_ms)]
         if not missing:
             return
+        name = min(missing, key=lambda name: len(found[name]))
         slowdown = visitor.sentinel_ms() / fastest_ms
         if slowdown <= ACCEPT_RATIO:
-            report(1.0, f"again, the machine being quiet: {missing[0]}")
+            report(1.0, f"again, the machine being quiet: {name}")
         else:
-            report(1.0, f"waiting: the machine is {slowdown:.2f} times slower than it can be")
-        yield min(missing, key=lambda name: len(found[name]))
+            slower = f"{slowdown:.2f} times slower than it can be"
+            report(1.0, f"again, the machine being {slower}: {name}")
+        yield name
 
 
 def _own_reference_ms(found: Mapping[str, Sequence[Visit]]) -> float:

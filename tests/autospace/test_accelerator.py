@@ -21,6 +21,7 @@ from autospace.skeleton import SKELETONS, Stage
 from autospace.space import Architecture, SearchSpace
 from autospace.steps import evolve, limits_of, search
 from autospace.training import TrainOptions, train_network
+from benchmarks.gpu_steps import Plan, gradients
 from devices.errors import UnavailableError
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +113,12 @@ def test_a_state_saved_on_the_processor_goes_on_on_a_gpu(data, tmp_path):
         )  # fmt: skip
         assert told.pop(0) > 0.5
         told.clear()
+
+
+@on_gpu
+def test_gradients_on_a_gpu_are_those_of_the_processor(tmp_path):
+    """In 32 bits: in 64 bits they were right when those of pooling were not."""
+    assert gradients(tmp_path, Plan())["largest"] < 0.1
 
 
 @on_gpu

@@ -25,7 +25,9 @@ from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS
 from devices.errors import UsageError
 
-OPTIONS = EvolutionOptions(generations=4, warmup=2, population=8, steps=1, batch=16, exam=1)
+OPTIONS = EvolutionOptions(
+    generations=4, warmup=2, population=8, steps=1, batch=16, study=2.0, exam=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +107,11 @@ def test_interrupted_anywhere_it_ends_in_the_same_space(data, tmp_path):
     class Stop(KeyboardInterrupt):
         pass
 
-    for stop_at in (1, 3, OPTIONS.generations):
+    for stop_at in (0.05, 0.15, 0.4, 1.0):  # two generations, and within and after the study
         state, log = tmp_path / f"{stop_at}.state", tmp_path / f"{stop_at}.jsonl"
 
         def stop(fraction, message, at=stop_at):
-            if fraction >= at / OPTIONS.generations:
+            if fraction >= at:
                 raise Stop
 
         with pytest.raises(KeyboardInterrupt):
@@ -126,18 +128,21 @@ def test_interrupted_within_a_generation_it_ends_in_the_same_space(data, tmp_pat
     whole = _evolve(data)
     step = _Evolution._weight_step
 
-    def stop(self, cells, weights, number):
-        if number == 2:
-            step(self, cells, weights, number)
-            raise KeyboardInterrupt
-        return step(self, cells, weights, number)
+    for broken in (2, OPTIONS.weight_steps + 2):
 
-    with monkeypatch.context() as patched:
-        patched.setattr(_Evolution, "_weight_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            _evolve(data, state=tmp_path / "state")
-    resumed = _evolve(data, state=tmp_path / "state")
-    assert (resumed, resumed.fitness) == (whole, whole.fitness)
+        def stop(self, cells, weights, number, single, at=broken):
+            loss = step(self, cells, weights, number, single)
+            if number == at:
+                raise KeyboardInterrupt
+            return loss
+
+        state = tmp_path / f"{broken}.state"
+        with monkeypatch.context() as patched:
+            patched.setattr(_Evolution, "_weight_step", stop)
+            with pytest.raises(KeyboardInterrupt):
+                _evolve(data, state=state)
+        resumed = _evolve(data, state=state)
+        assert (resumed, resumed.fitness) == (whole, whole.fitness)
 
 
 def test_a_tight_limit_pulls_the_expected_cost_down(data):
@@ -264,6 +269,8 @@ def test_a_limit_below_the_smallest_network_names_it(data):
         ({"single": 1.5}, "single 1.5"),
         ({"inherit": -0.1}, "inherit -0.1"),
         ({"settling": 1.0}, "settling 1.0"),
+        ({"study": -1.0}, "study -1.0"),
+        ({"study": float("nan")}, "study nan"),
         ({"exam": -1}, "exam -1"),
         ({"references": "stay", "kept": 3}, "kept 3: above 3"),
         ({"references": "some"}, "references 'some'"),

@@ -5,7 +5,14 @@ import torch
 
 from autospace.genotype import REFERENCE_CELLS, MBConv
 from autospace.graph import block_nodes
-from autospace.network import NodeGraph, build_network, initialise, weight_decay_groups
+from autospace.network import (
+    NodeGraph,
+    _pool_by_convolution,
+    apply_node,
+    build_network,
+    initialise,
+    weight_decay_groups,
+)
 from autospace.skeleton import SKELETONS, BlockShape
 from autospace.space import Architecture
 
@@ -59,3 +66,21 @@ def test_norms_and_biases_are_not_decayed(decay):
     assert all(p.ndim == 1 for p in free["params"])
     everything = len(decayed["params"]) + len(free["params"])
     assert everything == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_averages_by_convolution_are_those_of_pooling_and_so_are_their_gradients(size):
+    """What a GPU computes instead."""
+    shape = BlockShape(16, 16, 2, size)
+    (node,) = [
+        n
+        for n in block_nodes(REFERENCE_CELLS[1].fused(), shape, reading="kernel")
+        if n.kind == "average_pool"
+    ]
+    x = torch.randn(3, node.shape[0], size, size, dtype=torch.float64, requires_grad=True)
+    pooled, other = apply_node(node, None, [x]), _pool_by_convolution(x, node)
+    assert torch.allclose(pooled, other, rtol=0, atol=1e-12)
+    weights = torch.randn_like(pooled)
+    (slope,) = torch.autograd.grad((pooled * weights).sum(), x)
+    (other_slope,) = torch.autograd.grad((other * weights).sum(), x)
+    assert torch.allclose(slope, other_slope, rtol=0, atol=1e-12)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from autospace import network
+from autospace.graph import Node
 from benchmarks.gpu import TOTAL_S, main, run_steps
-from benchmarks.gpu_steps import STEPS, Plan, machine, outputs, training
-from devices.errors import UnavailableError, UsageError
+from benchmarks.gpu_steps import STEPS, Plan, gradients, machine, outputs, training
+from devices.errors import InvalidInputError, UnavailableError, UsageError
 from devices.runtimes import get_runtime
 from tests.benchmarks import gpu_troubled
 
@@ -62,7 +65,7 @@ def test_when_time_is_over_the_rest_says_so(tmp_path: Path) -> None:
 
 
 def test_limits_of_the_steps_that_need_nothing_but_pytorch_fit_into_the_whole() -> None:
-    assert sum(step.seconds for step in STEPS[:6]) < TOTAL_S
+    assert sum(step.seconds for step in STEPS[:7]) < TOTAL_S
     assert [step.name for step in STEPS][:4] == ["machine", "outputs", "card", "accuracy"]
 
 
@@ -77,6 +80,23 @@ def test_the_machine_outputs_and_mixed_precision_on_the_processor(tmp_path: Path
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.05)
     assert losses[0] != losses[1]  # it is another arithmetic
     assert losses[0][-1] < losses[0][0] and losses[1][-1] < losses[1][0]
+
+
+def test_gradients_agree_with_those_in_64_bits_and_wrong_ones_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = gradients(tmp_path, PLAN)
+    assert 1e-9 < found["largest"] < 0.05 and len(found["errors"]) == 6
+
+    def pooled(x: torch.Tensor, node: Node) -> torch.Tensor:
+        """The right value in both, in 32 bits with a gradient of nothing."""
+        right = pool(x, node)
+        return right if x.dtype == torch.float64 else right + (right.detach() - right)
+
+    pool = network._average_pool
+    monkeypatch.setattr(network, "_average_pool", pooled)
+    with pytest.raises(InvalidInputError, match=r"gradients of network-.. on cpu are .*% off"):
+        gradients(tmp_path, PLAN)
 
 
 def test_a_runtime_that_is_not_there_is_not_a_failure_of_the_step(tmp_path: Path) -> None:
