@@ -798,7 +798,7 @@ def evolve_space(
             progress(run.share_done, _message(line, limits, options))
             if clock.due():
                 save()
-        minutes = (time.monotonic() - started_s) / 60
+        minutes, tried = (time.monotonic() - started_s) / 60, run.cells_tried - tried_before
         while run.studied < options.study_steps:
             with undivided():
                 whole = False
@@ -833,7 +833,7 @@ def evolve_space(
             "generations": run.generation,
             "converged": run.converged,
             "cells_tried": run.cells_tried,
-            "cells_per_minute": round((run.cells_tried - tried_before) / max(minutes, 1e-9), 1),
+            "cells_per_minute": round(tried / max(minutes, 1e-9), 1) if tried else None,
         },
     )
 

@@ -175,11 +175,10 @@ def command(
         )
     space.save(output)
     state.unlink(missing_ok=True)
-    cells = sum(map(len, space.layers))
+    cells, speed = sum(map(len, space.layers)), space.provenance["cells_per_minute"]
     session.say(
         f"{output}: {len(space.layers)} layers, {cells} cells "
-        f"({space.provenance['cells_tried']} tried, {space.provenance['cells_per_minute']:g} a "
-        "minute)"
+        f"({space.provenance['cells_tried']} tried{f', {speed:g} a minute' if speed else ''})"
     )
     for limit in space.provenance["limits"]:
         expected = space.provenance["expected"].get(limit["metric"])

@@ -588,7 +588,7 @@ def _space(run: RunFolder) -> Section:
         ("hash", space.hash),
     ]
     for name in ("source", "cells_tried", "cells_per_minute"):
-        if name in space.provenance:
+        if space.provenance.get(name) is not None:
             facts.append((name.replace("_", " "), _plain(space.provenance[name])))
     caption = (
         f"The space: {len(space.layers)} layers with {cells} cells in all, best first; cells on "
