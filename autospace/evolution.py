@@ -157,10 +157,14 @@ class EvolutionOptions:
         return self.generations * self.steps
 
     @property
+    def examined(self) -> bool:
+        """Whether there is an exam, and so a study for it."""
+        return self.exam > 0 and self.fitness == "gradient"
+
+    @property
     def study_steps(self) -> int:
-        """Weight steps between it and its exam."""
-        judged = self.exam > 0 and self.fitness == "gradient"
-        return round(self.study * self.weight_steps) if judged else 0
+        """Weight steps between the evolution and its exam."""
+        return round(self.study * self.weight_steps) if self.examined else 0
 
     def check(self) -> None:
         """Refuses options that contradict each other.
@@ -815,7 +819,7 @@ def evolve_space(
         raise
     save()
     # The state stays that of before the exam: interrupted in it, it is sat again, alike.
-    if options.exam and options.fitness == "gradient":
+    if options.examined:
         run.examine(progress)
     if run.generation < options.generations:
         progress(1.0, f"converged after {run.generation} generations")

@@ -383,7 +383,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--generations", type=int, default=240, help="of every evolution (240)")
     add("--released", type=Path, help="file of the released space, to compare with it too")
     known = ", ".join(ABLATIONS)
-    add("--ablations", nargs="*", choices=ABLATIONS, metavar="NAME", default=None,
+    add("--ablations", nargs="*", choices=ABLATIONS, metavar="NAME",
         help=f"evolve without one ingredient at a time, too: {known} (all)")  # fmt: skip
     add("--workers", type=int, default=2, help="processes that evolve and train (2)")
     return made
