@@ -182,8 +182,10 @@ def _figures(name: str, found: Mapping[str, Any]) -> str:
         return f"mixed precision {found['speedup']:.2f} times as fast as 32 bits"
     if name == "learning":
         own = found.get("cuda", found.get("cpu", {}))
-        faster = f", {found['speedup']:.1f} times as fast as the processor" * ("speedup" in found)
-        return f"{own['generation_s']:.2f} s a generation{faster}"
+        said = f"{own['generation_s']:.2f} s a generation"
+        if "speedup" not in found:  # a rehearsal's
+            return said
+        return f"{said}, {found['speedup']:.1f} times as fast as the processor"
     if name == "search":
         return f"{'kept' if found['kept'] else 'not kept'}: {found['nearest']}"
     if name == "card":

@@ -355,7 +355,7 @@ def _generations(plan: Plan, where: Accelerator) -> dict[str, Any]:
 
     skeleton = _skeleton(plan)
     lines: list[tuple[float, float]] = []
-    options = EvolutionOptions(generations=_GENERATIONS, warmup=2, exam=1)
+    options = EvolutionOptions(generations=_GENERATIONS, warmup=2, exam=0)  # nor study
     evolve(
         budget="100%", skeleton=skeleton, options=options,
         data=load_proxy("digits", None, skeleton, accelerator=where),

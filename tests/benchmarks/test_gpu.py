@@ -12,7 +12,7 @@ import torch
 
 from autospace import network
 from autospace.graph import Node
-from benchmarks.gpu import TOTAL_S, main, run_steps
+from benchmarks.gpu import TOTAL_S, _figures, main, run_steps
 from benchmarks.gpu_steps import STEPS, Plan, gradients, machine, outputs, training
 from devices.errors import InvalidInputError, UnavailableError, UsageError
 from devices.runtimes import get_runtime
@@ -97,6 +97,13 @@ def test_gradients_agree_with_those_in_64_bits_and_wrong_ones_are_found(
     monkeypatch.setattr(network, "_average_pool", pooled)
     with pytest.raises(InvalidInputError, match=r"gradients of network-.. on cpu are .*% off"):
         gradients(tmp_path, PLAN)
+
+
+def test_a_rehearsal_tells_its_speed_and_compares_it_with_nothing() -> None:
+    own = {"generation_s": 0.5}
+    assert _figures("learning", {"cpu": own}) == "0.50 s a generation"
+    both = {"cuda": own, "cpu": {"generation_s": 2.0}, "speedup": 4.0}
+    assert _figures("learning", both).endswith(", 4.0 times as fast as the processor")
 
 
 def test_a_runtime_that_is_not_there_is_not_a_failure_of_the_step(tmp_path: Path) -> None:
