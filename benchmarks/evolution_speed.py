@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = measure(proxy, data, options, given.rounds, progress)
         result = compute(found, options, proxy.num_layers)
         # It must not stop early: the count of its generations is what is timed.
-        timed = replace(options, generations=given.generations + 1, warmup=1, settled=2)
+        timed = replace(options, generations=given.generations + 1, warmup=1, settled=2, exam=0)
         moments: list[float] = []
         evolve(
             budget="90%", skeleton=skeleton, data=data, options=timed,
