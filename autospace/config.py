@@ -13,10 +13,10 @@ from typing import Any
 
 from autospace.accelerator import Accelerator
 from autospace.data import check_data_name
-from autospace.evolution import EvolutionOptions
-from autospace.proxyless import SearchOptions
+from autospace.evolution_options import EvolutionOptions
+from autospace.search_options import SearchOptions
 from autospace.skeleton import find_skeleton
-from autospace.training import TrainOptions
+from autospace.train_options import TrainOptions
 from devices.errors import AutospaceError, InvalidInputError, UsageError
 
 __all__ = [

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from autospace.checkpoint import (
     restore_optimizer,
     saved_state,
 )
-from autospace.checks import check_rules, finite_loss
+from autospace.checks import finite_loss
 from autospace.clipping import clip_gradients
 from autospace.cost import Cost, Limit, check_reachable, format_cost, reference_cost
 from autospace.data import Data
@@ -51,174 +51,27 @@ from autospace.events import (
     undivided,
     unwatched,
 )
+from autospace.evolution_options import EvolutionOptions
 from autospace.exam import examine
 from autospace.files import content_hash
-from autospace.genotype import EXPANSIONS, REFERENCE_CELLS, Cell, Mix
-from autospace.graph import block_function
+from autospace.genotype import REFERENCE_CELLS, Cell
+from autospace.layer_function import LayerFunction, layer_function
+from autospace.mutation import mutated, random_cell
 from autospace.network import weight_decay_groups
-from autospace.operations import SEARCH_OPERATIONS, KernelReading, Operation
+from autospace.operations import KernelReading
 from autospace.price import expected_costs, fair_prices, fitness
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton
 from autospace.space import SearchSpace
 from autospace.supernet import EvolvingNet
 
-__all__ = [
-    "EvolutionOptions",
-    "Individual",
-    "evolve_space",
-    "layer_function",
-    "mutated",
-    "random_cell",
-]
+__all__ = ["Individual", "evolve_space"]
 
-_FREE_EDGES = ((1, 0), (2, 0), (2, 1), (3, 1), (3, 2))
-_CHAIN = ((1, 0), (2, 1), (3, 2))
 _KIND = "autospace.evolution"
-LayerFunction = tuple[int, ...]
 _LEAST_RATE = 0.2
 _LAST_LOSSES = 10
-_MOST_CELLS = 500
-"""In a population: there are only so many that compute something different."""
 _SPREAD = 3.0
 """Standard deviation of the values after the exam: prices then trade off sharply."""
-
-
-@dataclass(frozen=True)
-class EvolutionOptions:
-    """The open choices of the evolution.
-
-    Attributes:
-        generations: how often cells are sampled, mutated, trained and written back.
-        warmup: generations before α learns, so that no cell is judged on random weights.
-        population: cells in each layer's population (P).
-        sampled: cells that are stacked in a layer (K; 4 in the paper's figure).
-        anchors: how many of them are reference cells, in turn; half of them in the warm-up. They
-            keep the features learning while everything around them changes.
-        tournament: cells among which the fittest is taken.
-        steps: weight steps in a generation, each followed by an α step after the warm-up.
-        single: share of the weight steps in which one cell of each stack computes alone, so that
-            cells learn to work without the others of their stack, as they will in a network.
-        batch: images in a step.
-        learning_rate: of the weights (SGD, Nesterov momentum 0.9, cosine to a fifth).
-        weight_decay: of the weights.
-        clipping: of the weights' gradients, see `autospace.clipping`; 0 for none.
-        alpha_rate: size of an α step, relative to the running scale of its gradients.
-        momentum: of the values' moving average (Eq. 5): 0 overwrites.
-        inherit: how far a mutant's first value is its parent's; at 0 it is the median of the
-            population, so that it has to earn its place.
-        settling: share of the generations, at the end, in which nothing mutates and every cell of
-            the populations is stacked equally often: the fittest are trained and judged alike.
-        study: weight steps between the evolution and its exam, as a multiple of the evolution's,
-            each on a network of single cells: what the exam says is only as good as the weights,
-            and large cells take longest to learn.
-        exam: batches of held-out data by which the last populations are judged in networks of
-            single cells; 0 keeps the values that the evolution learned, without study.
-        constraint: whether limits enter the fitness.
-        kept: cells of each layer that enter the space.
-        patience: generations that the space is compared over, to tell whether it still changes.
-        settled: share of the space's cells that were in it ``patience`` generations ago at
-            which it has converged, and the evolution stops; above 1 it never does.
-        references: what becomes of the reference family. "stay": it never leaves the populations
-            and is in every layer of the space, beside ``kept`` - 3 others, as in the release;
-            "compete": it is in the space only where it is fit enough; "none": populations begin
-            with random cells, and there are no anchors.
-        fitness: "gradient" learns α (Eq. 4); "random" draws it, to see what learning is worth.
-    """
-
-    generations: int = 120
-    warmup: int = 40
-    population: int = 24
-    sampled: int = 4
-    anchors: int = 1
-    tournament: int = 3
-    steps: int = 4
-    single: float = 0.5
-    batch: int = 64
-    learning_rate: float = 0.1
-    weight_decay: float = 4e-5
-    clipping: float = 0.1
-    alpha_rate: float = 0.05
-    momentum: float = 0.5
-    inherit: float = 0.5
-    settling: float = 0.3
-    study: float = 4.0
-    exam: int = 40
-    constraint: bool = True
-    kept: int = 9
-    patience: int = 20
-    settled: float = 0.9
-    references: Literal["stay", "compete", "none"] = "stay"
-    fitness: Literal["gradient", "random"] = "gradient"
-
-    @property
-    def weight_steps(self) -> int:
-        """Weight steps of the evolution."""
-        return self.generations * self.steps
-
-    @property
-    def examined(self) -> bool:
-        """Whether there is an exam, and so a study for it."""
-        return self.exam > 0 and self.fitness == "gradient"
-
-    @property
-    def study_steps(self) -> int:
-        """Weight steps between the evolution and its exam."""
-        return round(self.study * self.weight_steps) if self.examined else 0
-
-    def check(self) -> None:
-        """Refuses options that contradict each other.
-
-        Raises:
-            UsageError: names the option and the rule.
-        """
-        check_rules(
-            "evolve",
-            (
-                (self.generations >= 1, f"generations {self.generations}: at least 1"),
-                (0 <= self.warmup < self.generations, f"warmup {self.warmup}: below generations"),
-                (self.sampled >= 2, f"sampled {self.sampled}: at least 2 cells compete"),
-                (
-                    0 <= self.anchors < self.sampled,
-                    f"anchors {self.anchors}: from 0 to below sampled ({self.sampled})",
-                ),
-                (self.tournament >= 1, f"tournament {self.tournament}: at least 1"),
-                (
-                    self.population >= max(self.tournament, self.sampled, len(REFERENCE_CELLS) + 1),
-                    f"population {self.population}: at least the tournament ({self.tournament}), "
-                    f"the sampled cells ({self.sampled}) and one more than the references",
-                ),
-                (self.population <= _MOST_CELLS, f"population {self.population}: at most 500"),
-                (self.steps >= 1, f"steps {self.steps}: at least 1"),
-                (0 <= self.single <= 1, f"single {self.single}: from 0 to 1"),
-                (self.batch >= 2, f"batch {self.batch}: at least 2"),
-                (0 <= self.inherit <= 1, f"inherit {self.inherit}: from 0 to 1"),
-                (0 <= self.settling < 1, f"settling {self.settling}: from 0 to below 1"),
-                (0 <= self.study < float("inf"), f"study {self.study}: at least 0 and finite"),
-                (self.exam >= 0, f"exam {self.exam}: at least 0"),
-                (0 <= self.momentum < 1, f"momentum {self.momentum}: from 0 to below 1"),
-                (
-                    0 < self.learning_rate < float("inf"),
-                    f"learning_rate {self.learning_rate}: above 0 and finite",
-                ),
-                (self.clipping >= 0, f"clipping {self.clipping}: at least 0"),
-                (self.kept >= 1, f"kept {self.kept}: at least 1"),
-                (
-                    self.references in ("stay", "compete", "none"),
-                    f"references {self.references!r}: stay, compete or none",
-                ),
-                (
-                    self.references != "stay" or self.kept > len(REFERENCE_CELLS),
-                    f"kept {self.kept}: above {len(REFERENCE_CELLS)}, where the references stay",
-                ),
-                (self.patience >= 1, f"patience {self.patience}: at least 1"),
-                (0 < self.settled <= 2, f"settled {self.settled}: above 0, at most 2"),
-                (
-                    self.fitness in ("gradient", "random"),
-                    f"fitness {self.fitness!r}: gradient or random",
-                ),
-            ),
-        )
 
 
 @dataclass(frozen=True)
@@ -234,57 +87,6 @@ class Individual:
     cell: Cell
     value: float = 0.0
     trials: int = 0
-
-
-def random_cell(random: np.random.Generator) -> Cell:
-    """A valid cell, each gene uniform among what is allowed."""
-    cell = REFERENCE_CELLS[0]
-    expansion = int(random.choice(EXPANSIONS))
-    cell = replace(cell, expansion=expansion)
-    for edge in _FREE_EDGES:
-        cell = cell.with_edge(edge, _choose(random, _allowed(edge, expansion)))
-    mixes = random.integers(0, 2, 2)
-    return replace(cell, mixes=(Mix(int(mixes[0])), Mix(int(mixes[1])))).canonical()
-
-
-def mutated(cell: Cell, random: np.random.Generator) -> Cell:
-    """The cell with one gene changed to another allowed value.
-
-    The genes are the five free edges, the expansion, and the mixing of each node that has more
-    than one input. A change of expansion to 6 turns dense edges, which 6 does not allow, into
-    depthwise ones.
-    """
-    genes: list[Any] = [*_FREE_EDGES, "expansion"]
-    genes += [node for node in (2, 3) if len(cell.inputs(node)) > 1]
-    gene = genes[int(random.integers(len(genes)))]
-    if gene == "expansion":
-        ratios = [value for value in EXPANSIONS if value != cell.expansion]
-        expansion = ratios[int(random.integers(len(ratios)))]
-        child = replace(cell, expansion=expansion)
-        for edge in _FREE_EDGES:
-            if child[edge] not in _allowed(edge, expansion):
-                child = child.with_edge(edge, Operation.DEPTHWISE)
-    elif isinstance(gene, tuple):
-        others = [op for op in _allowed(gene, cell.expansion) if op is not cell[gene]]
-        child = cell.with_edge(gene, _choose(random, others))
-    else:
-        mixes = list(cell.mixes)
-        mixes[gene - 2] = Mix(1 - mixes[gene - 2])
-        child = replace(cell, mixes=(mixes[0], mixes[1]))
-    return child.canonical()
-
-
-def _allowed(edge: tuple[int, int], expansion: int) -> list[Operation]:
-    return [
-        operation
-        for operation in SEARCH_OPERATIONS
-        if not (operation is Operation.NONE and edge in _CHAIN)
-        and not (operation is Operation.DENSE and expansion == max(EXPANSIONS))
-    ]
-
-
-def _choose(random: np.random.Generator, operations: Sequence[Operation]) -> Operation:
-    return operations[int(random.integers(len(operations)))]
 
 
 @dataclass
@@ -847,17 +649,6 @@ def _usual_loss(lines: Sequence[Mapping[str, Any]]) -> float | None:
     losses = [line["validation_loss"] for line in lines[-_LAST_LOSSES:]]
     known = [loss for loss in losses if loss is not None]
     return float(np.median(known)) if known else None
-
-
-def layer_function(
-    skeleton: Skeleton, layer: int, cell: Cell, reading: KernelReading
-) -> LayerFunction:
-    """What a cell, fused, computes in each block of a layer; two that agree are one candidate."""
-    return tuple(
-        block_function(cell.fused(), shape, reading)
-        for index, shape in enumerate(skeleton.blocks)
-        if skeleton.layer_of(index) == layer
-    )
 
 
 def _first_population(

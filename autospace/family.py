@@ -23,7 +23,8 @@ from autospace.data import Data
 from autospace.distributed import ALONE, Ranks
 from autospace.events import Progress, silent
 from autospace.files import content_hash
-from autospace.proxyless import SearchedNet, SearchOptions, SearchRun
+from autospace.proxyless import SearchedNet, SearchRun
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.tilt import tilted
 from devices.errors import UsageError

@@ -21,9 +21,9 @@ from autospace.config import RunConfig
 from autospace.cost import check_reachable
 from autospace.data import Data, load_data
 from autospace.events import Progress
-from autospace.evolution import mutated
 from autospace.files import read_document, replacing, write_json, write_text
 from autospace.genotype import REFERENCE_CELLS, Cell
+from autospace.mutation import mutated
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, find_skeleton
 from autospace.space import Architecture, SearchSpace

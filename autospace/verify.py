@@ -23,8 +23,9 @@ from autospace.cost import CostTable
 from autospace.data import Data
 from autospace.events import Progress, silent
 from autospace.files import content_hash, write_json
-from autospace.proxyless import SearchedNet, SearchOptions
+from autospace.proxyless import SearchedNet
 from autospace.ranking import preferred
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.select import largest_network, select
 from autospace.space import Architecture

@@ -35,7 +35,8 @@ from autospace.family import learn_family
 from autospace.files import check_writable, content_hash, read_document, write_json
 from autospace.genotype import REFERENCE_CELLS
 from autospace.inspecting import inspect_file
-from autospace.proxyless import SearchedNet, SearchOptions, search_space
+from autospace.proxyless import SearchedNet, search_space
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.select import select
 from autospace.skeleton import find_skeleton

@@ -30,9 +30,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from autospace.data import Data
-from autospace.evolution import EvolutionOptions, mutated
+from autospace.evolution_options import EvolutionOptions
 from autospace.files import write_json
 from autospace.genotype import REFERENCE_CELLS, Cell, MBConv
+from autospace.mutation import mutated
 from autospace.network import build_network
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, find_skeleton

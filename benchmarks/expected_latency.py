@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from autospace.cost import CostTable, LatencyCost
-from autospace.evolution import random_cell
 from autospace.genotype import REFERENCE_CELLS, Cell
+from autospace.mutation import random_cell
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
 from autospace.steps import open_device

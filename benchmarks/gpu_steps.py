@@ -308,7 +308,7 @@ def training(folder: Path, plan: Plan) -> dict[str, Any]:
 def search(folder: Path, plan: Plan) -> dict[str, Any]:
     """One short search under a limit on the card's device, which learns and is verified there."""
     from autospace.genotype import REFERENCE_CELLS
-    from autospace.proxyless import SearchOptions
+    from autospace.search_options import SearchOptions
     from autospace.space import SearchSpace
     from autospace.steps import load_proxy, open_device, target_skeleton
     from autospace.steps import search as searched
@@ -350,7 +350,7 @@ def learning(folder: Path, plan: Plan) -> dict[str, Any]:
 
 def _generations(plan: Plan, where: Accelerator) -> dict[str, Any]:
     """A few generations of an evolution."""
-    from autospace.evolution import EvolutionOptions
+    from autospace.evolution_options import EvolutionOptions
     from autospace.steps import evolve, load_proxy
 
     skeleton = _skeleton(plan)
@@ -387,7 +387,7 @@ def _skeleton(plan: Plan) -> Skeleton:
 
 def _architectures(plan: Plan, count: int) -> dict[str, Any]:
     """Networks of random cells, always the same ones."""
-    from autospace.evolution import random_cell
+    from autospace.mutation import random_cell
     from autospace.seeding import Seed
     from autospace.space import Architecture
 

@@ -57,8 +57,8 @@ def mobile_networks(
         seed: of the draw.
         sides: input sizes, taken in turns.
     """
-    from autospace.evolution import random_cell
     from autospace.genotype import Block, MBConv, Zero
+    from autospace.mutation import random_cell
     from autospace.onnx_export import onnx_for_cost
     from autospace.skeleton import find_skeleton
     from autospace.space import Architecture

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autospace.evolution import EvolutionOptions, LayerFunction, layer_function, random_cell
+from autospace.evolution_options import EvolutionOptions
 from autospace.genotype import Block, Cell, MBConv, Zero
 from autospace.graph import distinct_blocks
+from autospace.layer_function import LayerFunction, layer_function
+from autospace.mutation import random_cell
 from autospace.operations import KernelReading
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton

@@ -28,10 +28,11 @@ import numpy as np
 
 from autospace.accelerator import Accelerator
 from autospace.data import Data
-from autospace.evolution import EvolutionOptions
+from autospace.evolution_options import EvolutionOptions
 from autospace.files import content_hash, read_document, write_json
 from autospace.onnx_export import onnx_for_cost
-from autospace.proxyless import SearchedNet, SearchOptions, search_space
+from autospace.proxyless import SearchedNet, search_space
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, find_skeleton
 from autospace.space import Architecture, SearchSpace
@@ -45,13 +46,8 @@ from autospace.steps import (
     search,
     target_skeleton,
 )
-from autospace.training import (
-    TrainOptions,
-    accuracy,
-    recalibrate_norms,
-    train_module,
-    train_network,
-)
+from autospace.train_options import TrainOptions
+from autospace.training import accuracy, recalibrate_norms, train_module, train_network
 from benchmarks.cards import completed, profiled
 from benchmarks.conditions import RESULTS
 from benchmarks.frame import Say, add_long, add_training, framed, in_time, parser

@@ -36,11 +36,12 @@ from torch.nn import functional
 
 from autospace.cost import Limit, MaddsCost
 from autospace.data import Data
-from autospace.evolution import mutated
 from autospace.files import check_writable
 from autospace.genotype import REFERENCE_CELLS, Cell
+from autospace.mutation import mutated
 from autospace.network import weight_decay_groups
-from autospace.proxyless import SearchOptions, SearchRun
+from autospace.proxyless import SearchRun
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, find_skeleton
 from autospace.steps import load_proxy

@@ -26,7 +26,7 @@ from typing import Any
 
 from autospace.accelerator import Accelerator
 from autospace.data import Data
-from autospace.evolution import EvolutionOptions
+from autospace.evolution_options import EvolutionOptions
 from autospace.files import write_json
 from autospace.skeleton import Skeleton, find_skeleton
 from autospace.space import SearchSpace
@@ -38,7 +38,7 @@ from autospace.steps import (
     target_skeleton,
     train,
 )
-from autospace.training import TrainOptions
+from autospace.train_options import TrainOptions
 from benchmarks.cards import profiled
 from benchmarks.conditions import RESULTS
 from benchmarks.frame import Say, add_long, add_training, framed, in_time, parser

@@ -109,7 +109,7 @@ def command(
     from autospace.checks import hardly_learned
     from autospace.config import with_settings
     from autospace.data import check_data_name
-    from autospace.evolution import EvolutionOptions
+    from autospace.evolution_options import EvolutionOptions
     from autospace.files import check_writable
     from autospace.operations import KERNEL_READINGS
     from autospace.quantities import format_count

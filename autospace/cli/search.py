@@ -127,7 +127,7 @@ def command(
     from autospace.config import with_settings
     from autospace.data import check_data_name
     from autospace.files import check_writable
-    from autospace.proxyless import SearchOptions
+    from autospace.search_options import SearchOptions
     from autospace.space import SearchSpace
 
     check_limits_given("search", budget, latency, device)

@@ -54,7 +54,7 @@ def command(
     from autospace.data import check_data_name
     from autospace.files import check_writable
     from autospace.space import Architecture
-    from autospace.training import TrainOptions
+    from autospace.train_options import TrainOptions
 
     check_data_name(data)
     check_writable(output)

@@ -24,7 +24,8 @@ from devices.measurement import Measurement
 if TYPE_CHECKING:
     from autospace.distributed import Ranks
     from autospace.genotype import Block
-    from autospace.proxyless import SearchedNet, SearchOptions
+    from autospace.proxyless import SearchedNet
+    from autospace.search_options import SearchOptions
     from autospace.verify import Chosen, Measure
 
 __all__ = ["Asked", "ask", "measuring_on"]
@@ -192,7 +193,7 @@ def ask(
         InvalidInputError: the card lacks what the space needs, and it cannot be measured here.
     """
     from autospace.distributed import join
-    from autospace.proxyless import SearchOptions
+    from autospace.search_options import SearchOptions
 
     check_limit_texts(budget, latency)
     data = data or load_proxy("digits", None, space.skeleton)

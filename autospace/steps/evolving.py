@@ -16,7 +16,7 @@ from autospace.steps.limits import STATISTICS, check_limit_texts, costs_of, limi
 from autospace.steps.target import load_proxy, target_skeleton
 
 if TYPE_CHECKING:
-    from autospace.evolution import EvolutionOptions
+    from autospace.evolution_options import EvolutionOptions
 
 __all__ = ["evolve"]
 

@@ -15,7 +15,7 @@ from autospace.steps.found import FamilyResult, SearchResult
 from autospace.steps.limits import STATISTICS
 
 if TYPE_CHECKING:
-    from autospace.proxyless import SearchOptions
+    from autospace.search_options import SearchOptions
 
 __all__ = ["family_state", "search", "search_pareto"]
 

@@ -12,7 +12,8 @@ from autospace.space import Architecture
 from autospace.steps.target import load_proxy
 
 if TYPE_CHECKING:
-    from autospace.training import TrainedNetwork, TrainOptions
+    from autospace.train_options import TrainOptions
+    from autospace.training import TrainedNetwork
 
 __all__ = ["train"]
 

@@ -15,10 +15,12 @@ from autospace.checkpoint import load_checkpoint
 from autospace.cost import SMALLEST_CELL, Limit, MaddsCost
 from autospace.data import Data, load_data
 from autospace.distributed import Ranks, join, share_norms
-from autospace.evolution import EvolutionOptions, evolve_space
+from autospace.evolution import evolve_space
+from autospace.evolution_options import EvolutionOptions
 from autospace.genotype import REFERENCE_CELLS
 from autospace.network import weight_decay_groups
-from autospace.proxyless import SearchOptions, SearchRun
+from autospace.proxyless import SearchRun
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS, Stage
 from autospace.space import SearchSpace

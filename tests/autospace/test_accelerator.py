@@ -13,14 +13,16 @@ import torch
 from autospace.accelerator import resolve_accelerator
 from autospace.cost import SMALLEST_CELL, MaddsCost
 from autospace.data import load_data
-from autospace.evolution import EvolutionOptions
+from autospace.evolution_options import EvolutionOptions
 from autospace.genotype import REFERENCE_CELLS
-from autospace.proxyless import SearchOptions, search_space
+from autospace.proxyless import search_space
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS, Stage
 from autospace.space import Architecture, SearchSpace
 from autospace.steps import evolve, limits_of, search
-from autospace.training import TrainOptions, train_network
+from autospace.train_options import TrainOptions
+from autospace.training import train_network
 from benchmarks.gpu_steps import Plan, gradients
 from devices.errors import UnavailableError
 

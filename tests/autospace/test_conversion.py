@@ -11,7 +11,7 @@ import pytest
 
 from autospace import steps
 from autospace.conversion import LOWERING, SUFFIXES, TOLERANCES, convert, quantised
-from autospace.evolution import random_cell
+from autospace.mutation import random_cell
 from autospace.network import build_network
 from autospace.onnx_export import architecture_of_onnx, build_onnx, folded_weights, outputs_of
 from autospace.seeding import Seed

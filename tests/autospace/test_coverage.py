@@ -8,7 +8,7 @@ import pytest
 from autospace.cost import SMALLEST_CELL
 from autospace.coverage import CoveredLatencyCost, described, networks_with
 from autospace.genotype import REFERENCE_CELLS, MBConv, Zero
-from autospace.proxyless import SearchOptions
+from autospace.search_options import SearchOptions
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
 from autospace.steps import card_copy, open_device, search

@@ -10,16 +10,11 @@ from hypothesis import strategies as st
 
 from autospace.cost import Limit, MaddsCost, reference_cost, smallest_cost
 from autospace.data import load_data
-from autospace.evolution import (
-    EvolutionOptions,
-    _Evolution,
-    _first_population,
-    evolve_space,
-    layer_function,
-    mutated,
-    random_cell,
-)
+from autospace.evolution import _Evolution, _first_population, evolve_space
+from autospace.evolution_options import EvolutionOptions
 from autospace.genotype import EDGES, REFERENCE_CELLS
+from autospace.layer_function import layer_function
+from autospace.mutation import mutated, random_cell
 from autospace.operations import SEARCH_OPERATIONS, Operation
 from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS

@@ -12,7 +12,8 @@ from autospace.cost import SMALLEST_CELL, CostTable, Limit, MaddsCost
 from autospace.data import Data, load_data
 from autospace.family import family_limits, learn_family
 from autospace.genotype import REFERENCE_CELLS
-from autospace.proxyless import SearchedNet, SearchOptions, search_space
+from autospace.proxyless import SearchedNet, search_space
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace

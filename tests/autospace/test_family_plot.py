@@ -9,7 +9,7 @@ import autospace
 from autospace.cost import SMALLEST_CELL
 from autospace.family_plot import family_svg
 from autospace.genotype import REFERENCE_CELLS
-from autospace.proxyless import SearchOptions
+from autospace.search_options import SearchOptions
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
 from autospace.steps import FamilyResult, open_device

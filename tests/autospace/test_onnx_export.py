@@ -7,8 +7,8 @@ import onnx
 import pytest
 import torch
 
-from autospace.evolution import random_cell
 from autospace.genotype import REFERENCE_CELLS, MBConv, Zero
+from autospace.mutation import random_cell
 from autospace.network import build_network
 from autospace.onnx_export import (
     architecture_metadata,

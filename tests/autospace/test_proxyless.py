@@ -13,7 +13,8 @@ from autospace.cost import SMALLEST_CELL, Limit, MaddsCost
 from autospace.data import load_data
 from autospace.events import SaveClock
 from autospace.genotype import REFERENCE_CELLS
-from autospace.proxyless import SearchOptions, SearchRun, search_space
+from autospace.proxyless import SearchRun, search_space
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autospace.evolution import random_cell
 from autospace.genotype import REFERENCE_CELLS, MBConv, Zero
+from autospace.mutation import random_cell
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, Stage
 from autospace.space import Architecture

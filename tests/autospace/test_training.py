@@ -9,13 +9,8 @@ from autospace.network import build_network
 from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS
 from autospace.space import Architecture
-from autospace.training import (
-    TrainedNetwork,
-    TrainOptions,
-    accuracy,
-    recalibrate_norms,
-    train_network,
-)
+from autospace.train_options import TrainOptions
+from autospace.training import TrainedNetwork, accuracy, recalibrate_norms, train_network
 from devices.errors import AutospaceError, InvalidInputError, UsageError
 
 ARCHITECTURE = Architecture(SKELETONS["tiny"], (REFERENCE_CELLS[2],) * 6)

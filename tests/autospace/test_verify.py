@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from autospace.cost import SMALLEST_CELL, CostTable, Limit, MaddsCost
 from autospace.data import load_data
 from autospace.genotype import REFERENCE_CELLS
-from autospace.proxyless import SearchedNet, SearchOptions
+from autospace.proxyless import SearchedNet
+from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from autospace.evolution import EvolutionOptions
+from autospace.evolution_options import EvolutionOptions
 from autospace.skeleton import SKELETONS
 from benchmarks.evolution_speed import WAYS, _stack, _Steps, compute, main
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autospace.evolution import EvolutionOptions
+from autospace.evolution_options import EvolutionOptions
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
 from autospace.steps import evolve

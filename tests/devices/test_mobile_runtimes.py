@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from autospace.evolution import random_cell
 from autospace.genotype import Block, MBConv, Zero
+from autospace.mutation import random_cell
 from autospace.onnx_export import onnx_for_cost
 from autospace.skeleton import find_skeleton
 from autospace.space import Architecture

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from autospace.evolution import random_cell
+from autospace.mutation import random_cell
 from autospace.network import build_network
 from autospace.onnx_export import build_onnx, folded_weights
 from autospace.seeding import Seed

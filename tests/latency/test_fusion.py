@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autospace.evolution import random_cell
+from autospace.mutation import random_cell
 from autospace.onnx_export import onnx_for_cost
 from autospace.seeding import Seed
 from autospace.skeleton import find_skeleton

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autospace.cli import cli, main
-from autospace.evolution import EvolutionOptions
+from autospace.evolution_options import EvolutionOptions
 from autospace.space import SearchSpace
 
 QUICK = (
