@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.accuracy import Answer, Truth
-from latency.card import ANCHOR, DeviceCard
+from latency.card import DeviceCard
+from latency.card_rows import ANCHOR
 from latency.kernel import Kernel
 from latency.table import KernelTable
 

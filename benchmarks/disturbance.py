@@ -26,7 +26,7 @@ from typing import Any
 
 from devices.measurement import ACCEPT_RATIO
 from latency import DeviceCard, profile_device
-from latency.card import ANCHOR
+from latency.card_rows import ANCHOR
 
 __all__ = ["CONDITIONS", "compare", "main"]
 

@@ -26,7 +26,9 @@ from benchmarks.truth import new_card
 from devices.errors import InvalidInputError
 from devices.runtimes import get_runtime
 from devices.runtimes.base import RuntimeSettings
-from latency.card import CardVisit, CardWriter, DeviceCard
+from latency.card import DeviceCard
+from latency.card_rows import CardVisit
+from latency.card_writer import CardWriter
 from latency.graph_builder import IR_VERSION, OPSET
 from latency.graph_store import GraphStore
 from latency.kernel import Kernel

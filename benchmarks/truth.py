@@ -25,7 +25,9 @@ from devices.measurement import Measurement
 from devices.onnx_files import fix_shapes, read_onnx
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
-from latency.card import CardVisit, CardWriter, DeviceCard
+from latency.card import DeviceCard
+from latency.card_rows import CardVisit
+from latency.card_writer import CardWriter
 from latency.executed import executed_graph
 from latency.graph_store import GraphStore
 from latency.kernel import KernelGraph

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from devices.errors import InvalidInputError, UnavailableError
 from devices.preemption import busy_warning
 from latency.blas_threads import one_blas_thread
-from latency.card import ANCHOR, CHOSEN, WHOLE
+from latency.card_rows import ANCHOR, CHOSEN, WHOLE
 from latency.context import Context, Surroundings
 from latency.covariance import Covariance
 from latency.interval import MIN_SCORES, Intervals, Score

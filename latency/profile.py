@@ -25,7 +25,10 @@ from devices.onnx_files import fix_shapes
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
 from latency.acquisition import FIRST_ROUND, Acquisition
-from latency.card import ANCHOR, CHOSEN, WHOLE, CardVisit, CardWriter, DeviceCard, writing
+from latency.card import DeviceCard
+from latency.card_errors import writing
+from latency.card_rows import ANCHOR, CHOSEN, WHOLE, CardVisit
+from latency.card_writer import CardWriter
 from latency.executed import executed_graph
 from latency.fusion import FusionLearner, FusionRules
 from latency.graph_store import GraphStore

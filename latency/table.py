@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from latency.card import CardNetwork, DeviceCard
+    from latency.card import DeviceCard
+    from latency.card_rows import CardNetwork
     from latency.kernel import Kernel
     from latency.whole_times import Explained
 

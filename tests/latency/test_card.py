@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from devices.errors import AutospaceError, InvalidInputError, MismatchError
 from devices.runtimes import RuntimeSettings
 from latency import DeviceCard, Predictor, profile_device
-from latency.card import SCHEMA_VERSION
+from latency.card_format import SCHEMA_VERSION
 from latency.measure import VisitPlan
 from latency.probes import ANCHORS
 

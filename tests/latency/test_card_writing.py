@@ -14,7 +14,8 @@ import pytest
 
 from devices.errors import AutospaceError, InvalidInputError
 from latency import DeviceCard, profile_device
-from latency.card import CardWriter, writing
+from latency.card_errors import writing
+from latency.card_writer import CardWriter
 
 COMMAND = (sys.executable, "-c", "from autospace.cli import main; main()")
 PROFILE = ("profile-device", "--runtime", "simulated", "--rounds", "6", "-o")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from devices.runtimes.simulated import SimulatedModel, SimulatedRuntime
 from latency import DeviceCard, profile, profile_device, schedule
-from latency.card import ANCHOR, CHOSEN, WHOLE, CardWriter
+from latency.card_rows import ANCHOR, CHOSEN, WHOLE
+from latency.card_writer import CardWriter
 from latency.layers import LayerSpec
 from latency.probes import ANCHORS, ProbeSpec
 from latency.schedule import (

@@ -6,7 +6,7 @@ import pytest
 from devices.measurement import Visit
 from devices.runtimes.simulated import RUN_MS
 from latency import DeviceCard
-from latency.card import CardNetwork, CardVisit
+from latency.card_rows import CardNetwork, CardVisit
 from latency.context import contexts
 from latency.table import KernelTable, repeatability
 

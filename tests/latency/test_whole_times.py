@@ -13,7 +13,7 @@ from devices.measurement import Visit
 from devices.runtimes import RuntimeSettings
 from devices.runtimes.simulated import RUN_MS, SimulatedRuntime
 from latency import DeviceCard, Predictor, measure_models, profile_device
-from latency.card import CardVisit
+from latency.card_rows import CardVisit
 from latency.executed import executed_graph, executed_here
 from latency.graph_builder import GraphBuilder
 from latency.kernel import KernelGraph

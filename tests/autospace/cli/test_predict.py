@@ -19,7 +19,7 @@ from autospace.files import disk_full, replacing, write_text
 from autospace.quantities import parse_shape, parse_shapes
 from devices.errors import AutospaceError, InvalidInputError, UsageError
 from latency import DeviceCard
-from latency.card import _digest, _seal
+from latency.card_format import digest_of, seal_of
 
 Call = Callable[..., tuple[int, str, list[str]]]
 
@@ -242,13 +242,14 @@ def change_card(path: Path, version: int | None = None, **meta: Any) -> None:
     connection = sqlite3.connect(path)
     for key, value in meta.items():
         connection.execute("UPDATE meta SET value=? WHERE key=?", (json.dumps(value), key))
-    fingerprint = json.dumps(_digest(connection))
+    fingerprint = json.dumps(digest_of(connection))
     connection.execute("UPDATE meta SET value=? WHERE key='fingerprint'", (fingerprint,))
     rows = connection.execute("SELECT key, value FROM meta").fetchall()
     description = {key: json.loads(value) for key, value in rows}
     for name, data in connection.execute("SELECT name, data FROM derived").fetchall():
-        seal = _seal(description, data)
-        connection.execute("UPDATE derived SET seal=? WHERE name=?", (seal, name))
+        connection.execute(
+            "UPDATE derived SET seal=? WHERE name=?", (seal_of(description, data), name)
+        )
     if version is not None:
         connection.execute(f"PRAGMA user_version={version}")
     connection.commit()
