@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.truth import is_stable
+from latency.calibration import Calibration
 from latency.card import DeviceCard
 from latency.kernel import KernelGraph, KernelNode
-from latency.predictor import Calibration, Prediction, Predictor
+from latency.prediction import Prediction
+from latency.predictor import Predictor
 from latency.table import KernelTable
 
 __all__ = [

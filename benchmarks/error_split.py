@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy import Answer, Truth
-from latency.predictor import Calibration
+from latency.calibration import Calibration
 
 __all__ = ["error_split"]
 

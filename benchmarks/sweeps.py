@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.accuracy import Answer, Truth
 from benchmarks.networks import Network, write_whole
+from latency.calibration import Calibration
 from latency.graph_builder import GraphBuilder
-from latency.predictor import Calibration
 
 if TYPE_CHECKING:
     import onnx

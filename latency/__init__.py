@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from latency.expected import ExpectedLatency
     from latency.kernel import Kernel, KernelGraph, KernelNode
     from latency.measure import Measurement, measure_models
-    from latency.predictor import KernelPrediction, Prediction, Predictor
+    from latency.prediction import KernelPrediction, Prediction
+    from latency.predictor import Predictor
     from latency.profile import profile_device
 
 _HOMES = {

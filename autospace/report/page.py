@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from autospace.report.run import RunFolder
-from autospace.report.sections import all_sections, verdict_of
+from autospace.report.sections import all_sections
+from autospace.report.verdict import verdict_of
 from devices.errors import UsageError
 
 __all__ = ["make_folder", "render"]

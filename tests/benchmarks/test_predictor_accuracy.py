@@ -24,8 +24,8 @@ from devices.runtimes import get_runtime
 from devices.runtimes.base import RuntimeSettings
 from devices.runtimes.simulated import SimulatedRuntime
 from latency import DeviceCard, Kernel, KernelGraph, KernelNode, profile_device
+from latency.calibration import Calibration
 from latency.measure import Visitor
-from latency.predictor import Calibration
 from latency.table import KernelTable
 
 RELU = Kernel("activation", "Relu", ((1, 8, 4, 4),), ((1, 8, 4, 4),))

@@ -15,10 +15,11 @@ from test_kernel import graph_of
 from devices.errors import InvalidInputError
 from devices.runtimes.simulated import RUN_MS, SimulatedRuntime
 from latency import DeviceCard, Prediction, Predictor, measure_models, profile_device
+from latency.calibration import Calibration
 from latency.graph_builder import GraphBuilder
 from latency.kernel import KernelGraph, KernelNode
 from latency.layers import LayerSpec
-from latency.predictor import FIT_VERSION, Calibration
+from latency.predictor import FIT_VERSION
 from latency.probes import (
     ProbeSpec,
     build_anchor,
