@@ -232,18 +232,6 @@ def test_full_v2_searches_and_resumes(data, tmp_path):
     assert torch.equal(whole.alpha, resumed.alpha)
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"update_rule": "full"}, "update_rule 'full': must be two or full_v2"),
-        ({"constraint": "hard"}, "constraint 'hard': must be lagrangian"),
-    ],
-)
-def test_unknown_forms_are_named(change, why):
-    with pytest.raises(UsageError, match=why):
-        SearchOptions(**change).check()
-
-
 # -- losses that are no numbers --------------------------------------------------------------------
 
 

@@ -157,7 +157,7 @@ def test_a_family_with_a_limit_that_is_not_kept_exits_with_3(
 
         return measure
 
-    monkeypatch.setattr(steps, "measuring_on", measuring)
+    monkeypatch.setattr("autospace.steps.asked.measuring_on", measuring)
     code = run(*QUICK, "--latency", "0.5ms", "--device", "card", "--pareto", "3")
     said = capsys.readouterr()
     assert code == 3
