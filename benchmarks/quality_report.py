@@ -8,6 +8,7 @@ are drawn first, because networks of one evolution are alike.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def report_lines(result: Mapping[str, Any]) -> list[str]:
             f"the short recipe ranks {rank['networks']} networks as one of "
             f"{rank['long_epochs']} epochs does: Spearman {rank['correlation']:.2f}",
         ]
+    places = Counter(own["trained_on"] for own in result["networks"] if own["trained_on"])
+    lines += [f"{count} networks trained on {place}" for place, count in sorted(places.items())]
     for missing in result["missing"]:
         lines.append(f"not yet: {missing}")
     return lines

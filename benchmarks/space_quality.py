@@ -276,13 +276,18 @@ def _ranked(plan: Plan, networks: Sequence[BandNetwork]) -> list[BandNetwork]:
     return [networks[order[round(k * (len(order) - 1) / (_RANKED - 1))]] for k in range(_RANKED)]
 
 
-def _accuracy(plan: Plan, network: BandNetwork, epochs: int) -> float | None:
+def _trained(plan: Plan, network: BandNetwork, epochs: int) -> Mapping[str, Any] | None:
     path = plan.trained_file(network, epochs)
     if not path.is_file():
         return None
-    document = json.loads(path.read_text())
+    document: Mapping[str, Any] = json.loads(path.read_text())
     # A file of another network of that number says nothing about this one.
-    return float(document["accuracy"]) if document["hash"] == network.architecture.hash else None
+    return document if document["hash"] == network.architecture.hash else None
+
+
+def _accuracy(plan: Plan, network: BandNetwork, epochs: int) -> float | None:
+    trained = _trained(plan, network, epochs)
+    return float(trained["accuracy"]) if trained else None
 
 
 def compute(plan: Plan) -> dict[str, Any]:
@@ -327,7 +332,12 @@ def compute(plan: Plan) -> dict[str, Any]:
         },
         "missing": [f"{count} networks of {name}" for name, count in sorted(missing.items())],
         "networks": [
-            {**n.to_json(), "architecture": n.architecture.hash, "accuracy": accuracy}
+            {
+                **n.to_json(),
+                "architecture": n.architecture.hash,
+                "accuracy": accuracy,
+                "trained_on": (_trained(plan, n, plan.recipe.epochs) or {}).get("accelerator"),
+            }
             for n, accuracy in short.items()
         ],
     }
