@@ -375,7 +375,7 @@ def _export(run: _Run, progress: Progress) -> None:
 
 
 def _benchmark(run: _Run, progress: Progress) -> None:
-    """Fresh measurements; more of them while the estimate fits and its bound does not yet.
+    """Fresh measurements; more of them while they cannot tell whether the limit is kept.
 
     An earlier call's, which left the limit open, are not used: neither its visits nor their order.
     """
@@ -407,9 +407,8 @@ def _read_verdict(run: _Run) -> dict[str, Any]:
 
 
 def _undecided(measured: Measurement, limit_ms: float) -> bool:
-    """Whether more visits may show that a limit is kept after all."""
-    low_ms = measured.low_ms if measured.disturbed else measured.latency_ms
-    return low_ms <= limit_ms < measured.upper_ms()
+    """Whether more visits may tell if the limit is kept: the network's interval contains it."""
+    return measured.low_ms <= limit_ms < measured.upper_ms()
 
 
 def _limits(run: _Run) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ EXAMPLES = (
     (
         "search",
         "autospace search --space space.json --latency 0.1ms --budget 3M --device cpu.card "
-        "--steps 400 --warmup 150",
+        "--steps 1200 --warmup 400",
     ),
     ("train", "autospace train --arch architecture.json --epochs 20"),
     ("export", "autospace export checkpoint.safetensors --onnx -o model.onnx"),
