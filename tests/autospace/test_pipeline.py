@@ -221,6 +221,7 @@ def test_a_verdict_left_open_is_measured_again(whole, tmp_path, monkeypatch):
     with pytest.raises(BudgetError, match="run the same command again, and it is measured again"):
         check_verdict(verdict)
     first = list(seeds)
+    assert len(first) == 3  # as long as it is open
     with monkeypatch.context() as patched:
         patched.setattr(steps.Device, "measure", restless)
         assert _run(config, run)["measurements"] == 2 * len(first)
