@@ -346,11 +346,12 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _read_card(path: Path) -> dict[str, Any]:
     from latency.card import DeviceCard
+    from latency.table import KernelTable
 
     card = DeviceCard.open(path)
     summary = card.summary()
     summary.pop("path", None)
-    return {**summary, "table": list(card.table())}
+    return {**summary, "table": list(KernelTable.from_card(card).rows())}
 
 
 def network_of(path: Path, kind: str) -> Architecture | None:

@@ -277,11 +277,9 @@ class DeviceCard:
 
     def summary(self) -> dict[str, Any]:
         """What is in the card, as a JSON object for people and machines."""
-        from latency.table import repeatability
-
         visited = [network for network in self.networks if network.visits]
         kernels = {k.signature: k.family for network in visited for k in network.kernels}
-        halves = [repeatability(network) for network in visited]
+        halves = [network.repeatability for network in visited]
         disagreements = sorted(value for value in halves if value is not None)
         return {
             "path": str(self.path),
@@ -309,16 +307,6 @@ class DeviceCard:
             "refused": list(self._meta.get("refused", [])),
             "validation": self.validation,
         }
-
-    def table(self) -> tuple[dict[str, Any], ...]:
-        """The lookup table: a row for each kernel, the same columns in every row.
-
-        Times are the in-context times of the profiler, before the calibration to whole networks
-        that a predictor applies.
-        """
-        from latency.table import KernelTable
-
-        return KernelTable.from_card(self).rows()
 
     def check_usable(self, allow_mismatch: bool = False) -> tuple[str, ...]:
         """Whether the card speaks for this machine and the runtime that is installed on it.

@@ -67,3 +67,15 @@ class CardNetwork:
     sources: tuple[tuple[int, ...], ...]
     visits: tuple[CardVisit, ...]
     spec: Mapping[str, Any] | None = None
+
+    @property
+    def repeatability(self) -> float | None:
+        """How far two halves of the visits disagree on the network's fastest run.
+
+        Halves of six visits are too few for a low quantile each. None with fewer than four visits.
+        """
+        if len(self.visits) < 4:
+            return None
+        fastest = [v.visit.fastest_ms for v in self.visits]
+        low, high = sorted(min(fastest[half::2]) for half in (0, 1))
+        return high / low - 1

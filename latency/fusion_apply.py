@@ -60,8 +60,6 @@ class Application:
     """One network on its way through the rules."""
 
     def __init__(self, rules: FusionRules, model: onnx.ModelProto) -> None:
-        from devices.onnx_files import name_nodes
-
         """Reads the graph.
 
         Args:
@@ -71,6 +69,8 @@ class Application:
         Raises:
             InvalidInputError: nothing in the model depends on its inputs.
         """
+        from devices.onnx_files import name_nodes
+
         self.rules = rules
         model = name_nodes(model)
         self.graph = LiveGraph.of(model, lambda kind, _: self._drops(kind))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-__all__ = ["KernelRow", "KernelTable", "NetworkRow", "repeatability"]
+__all__ = ["KernelRow", "KernelTable", "NetworkRow"]
 
 
 _FEW_RUNS = 3
@@ -183,7 +183,10 @@ class KernelTable:
         return {row.kernel.signature: row for row in self.kernels}
 
     def rows(self) -> tuple[dict[str, Any], ...]:
-        """A dictionary for each kernel, by family and then slowest first, for CSV."""
+        """A dictionary for each kernel, the same keys in all: by family, then slowest first.
+
+        Times are those of the profiler, before the calibration to whole networks.
+        """
 
         def text(shapes: Sequence[Sequence[int]]) -> str:
             return ";".join("x".join(map(str, shape)) for shape in shapes)
@@ -214,18 +217,6 @@ class KernelTable:
             self.kernels, key=lambda r: (r.kernel.family, -(r.time_ms() or 0), r.kernel.signature)
         )
         return tuple(line(row) for row in ordered)
-
-
-def repeatability(network: CardNetwork) -> float | None:
-    """How far two halves of a network's visits disagree on their fastest run.
-
-    Halves of six visits are too few for a low quantile each. None with fewer than four visits.
-    """
-    if len(network.visits) < 4:
-        return None
-    fastest = [v.visit.fastest_ms for v in network.visits]
-    low, high = sorted(min(fastest[half::2]) for half in (0, 1))
-    return high / low - 1
 
 
 def _latencies(card: DeviceCard, networks: Sequence[CardNetwork]) -> list[tuple[float, float]]:

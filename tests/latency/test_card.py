@@ -55,12 +55,6 @@ class TestContent:
         with pytest.raises(InvalidInputError, match="'mean'"):
             real_card.ratio("mean")
 
-    def test_table_rows_share_their_columns(self, real_card: DeviceCard) -> None:
-        rows = real_card.table()
-        assert {tuple(row) for row in rows} == {tuple(rows[0])}
-        assert len({row["signature"] for row in rows}) == len(rows)
-        assert all(row["latency_ms"] >= 0 for row in rows)
-
     def test_context_manager(self, simulated_card: DeviceCard) -> None:
         with DeviceCard.open(simulated_card.path) as card:
             assert card.fingerprint == simulated_card.fingerprint

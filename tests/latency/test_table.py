@@ -1,14 +1,11 @@
 """The lookup table adds up to the networks that it came from."""
 
-import numpy as np
 import pytest
 
-from devices.measurement import Visit
 from devices.runtimes.simulated import RUN_MS
 from latency import DeviceCard
-from latency.card_rows import CardNetwork, CardVisit
 from latency.context import contexts
-from latency.table import KernelTable, repeatability
+from latency.table import KernelTable
 
 
 def test_simulated_times_are_the_formula_s(simulated_card: DeviceCard) -> None:
@@ -57,14 +54,8 @@ def test_a_shorter_card_has_a_shorter_table(real_card: DeviceCard) -> None:
     assert sum(n.visits for n in table.networks) < sum(n.visits for n in whole.networks)
 
 
-def test_repeatability_compares_the_fastest_runs_of_two_halves() -> None:
-    def network(*fastest: float) -> CardNetwork:
-        visits = tuple(
-            CardVisit(i, 0.0, Visit((ms, 9 * ms), 1.0, 1.0), np.zeros((0, 0), np.float32))
-            for i, ms in enumerate(fastest)
-        )
-        return CardNetwork("a", "probe", "", (), (), (), visits)
-
-    assert repeatability(network(1.0, 1.0, 1.0)) is None
-    assert repeatability(network(1.0, 1.1, 5.0, 1.3)) == pytest.approx(0.1)
-    assert repeatability(network(1.1, 1.0, 5.0, 1.3)) == pytest.approx(0.1)
+def test_rows_share_their_columns(real_card: DeviceCard) -> None:
+    rows = KernelTable.from_card(real_card).rows()
+    assert {tuple(row) for row in rows} == {tuple(rows[0])}
+    assert len({row["signature"] for row in rows}) == len(rows)
+    assert all(row["latency_ms"] >= 0 for row in rows)
