@@ -16,7 +16,7 @@ from devices.runtimes import get_runtime
 from latency.blas_threads import one_blas_thread
 from latency.card import DeviceCard
 from latency.executed import executed_here
-from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 from latency.predictor import Predictor
 
 __all__ = ["expected_latency_speed", "prediction_speed"]
@@ -62,7 +62,7 @@ def prediction_speed(
             started = perf_counter()
             original, _ = parse_skeleton(data)
             parsed = perf_counter()
-            graph = KernelGraph.from_compiled(original, compiled)
+            graph = read_kernels(original, compiled)
             matched = perf_counter()
             predictor.predict_graph(graph)
             ended = perf_counter()

@@ -30,7 +30,7 @@ from latency.card_rows import CardVisit
 from latency.card_writer import CardWriter
 from latency.executed import executed_graph
 from latency.graph_store import GraphStore
-from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 from latency.measure import Visitor, by_position, compile_named, match_kernels
 from latency.probes import model_digest
 
@@ -197,7 +197,7 @@ class TruthSeries:
             self._leave_out(network)
             self.store.drop(network.name)
             return False
-        graph = KernelGraph.from_compiled(model, executed_graph(model, compiled, self.per_op_times))
+        graph = read_kernels(model, executed_graph(model, compiled, self.per_op_times))
         if known is None:
             spec = {"group": network.group, "family": network.family}
             number = self.writer.add_network(

@@ -29,8 +29,7 @@ from latency.fusion_graph import (
     view_layout,
 )
 from latency.fusion_learn import DEFAULTS, expressions, value_of
-from latency.kernel import _SEEN_ATTRIBUTES as SEEN_ATTRIBUTES
-from latency.kernel import Kernel, KernelGraph, KernelNode, _family
+from latency.kernel import SEEN_ATTRIBUTES, Kernel, KernelGraph, KernelNode, family_of
 
 if TYPE_CHECKING:
     import onnx
@@ -325,7 +324,7 @@ class Application:
             if self.rules.dropped.get(DEFAULTS) and op == self._leader(group.pattern, spec).op:
                 attributes = self._written(self._leader(group.pattern, spec))
             kernel = Kernel(
-                family=_family(
+                family=family_of(
                     op.rpartition(".")[2], lists["kernel"], groups, inputs, spec["w"] > 0
                 ),
                 op=op,
@@ -357,7 +356,7 @@ class Application:
         weights = tuple(graph.shape(n) for n in node.inputs if n in graph.weights)
         groups = int(node.attributes.get("group", 1))
         kernel = Kernel(
-            family=_family(node.op.rpartition(".")[2], window, groups, inputs, bool(weights)),
+            family=family_of(node.op.rpartition(".")[2], window, groups, inputs, bool(weights)),
             op=node.op,
             inputs=tuple(inputs),
             outputs=tuple(graph.shape(name) for name in node.outputs),
@@ -414,7 +413,7 @@ class Application:
             names = (*self.graph.copies.get(tensor, ()), *names)
         op = str(change["op"]) if change else "Transpose"
         kernel = Kernel(
-            family=_family(op.rpartition(".")[2], (), 1, [before], False),
+            family=family_of(op.rpartition(".")[2], (), 1, [before], False),
             op=op,
             inputs=(before,),
             outputs=(turned(shape, layout),),

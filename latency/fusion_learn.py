@@ -31,7 +31,7 @@ from latency.fusion_graph import (
     turned,
     view_layout,
 )
-from latency.kernel import _SEEN_ATTRIBUTES as SEEN_ATTRIBUTES
+from latency.kernel import SEEN_ATTRIBUTES
 
 if TYPE_CHECKING:
     import onnx
@@ -261,12 +261,12 @@ class _Lesson:
 
     def __init__(self, learner: FusionLearner, original: onnx.ModelProto, compiled: bytes) -> None:
         from devices.onnx_files import name_nodes, parse_skeleton
-        from latency.kernel import _Reader
+        from latency.kernel_reading import KernelReader
 
         self.learner = learner
         original = name_nodes(original)
         graph_of_runtime, weights = parse_skeleton(compiled, "compiled graph")
-        self.reader = reader = _Reader(original, graph_of_runtime, weights)
+        self.reader = reader = KernelReader(original, graph_of_runtime, weights)
         self.kernels: list[KernelNode] = reader.kernels()
         kept = {
             name

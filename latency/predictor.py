@@ -32,6 +32,7 @@ from latency.fitting import VIEWS, Fitting
 from latency.hits import Hit, Spread, kernel_key
 from latency.interval import MIN_SCORES, Intervals
 from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 from latency.prediction import KernelPrediction, Prediction, Source
 from latency.regressor import Described, FamilyRegressor
 from latency.roofline import Roofline
@@ -277,9 +278,7 @@ class Predictor:
         from latency.executed import executed_here
 
         runtime, per_op_times = get_runtime(self.card.runtime), self.card.per_op_times
-        return KernelGraph.from_compiled(
-            model, executed_here(model, runtime, self.card.settings, per_op_times)
-        )
+        return read_kernels(model, executed_here(model, runtime, self.card.settings, per_op_times))
 
     def _by_rules(self, model: onnx.ModelProto) -> tuple[KernelGraph, str]:
         """The kernels by the rules that the card holds, and a line that says so."""

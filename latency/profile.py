@@ -32,6 +32,7 @@ from latency.card_writer import CardWriter
 from latency.executed import executed_graph
 from latency.fusion import FusionLearner, FusionRules
 from latency.graph_store import GraphStore
+from latency.kernel_reading import read_kernels
 from latency.measure import (
     Visitor,
     by_position,
@@ -361,14 +362,12 @@ class _Profiler:
         self, name: str, model: onnx.ModelProto, compiled: CompiledGraph | None
     ) -> KernelGraph:
         """Reads a network's kernels, and what the runtime fuses; after some hundreds no more."""
-        from latency.kernel import KernelGraph
-
         with naming(name):
             executed = executed_graph(model, compiled, self.per_op_times)
             if name not in self.learned and len(self.learned) < _LEARNED:
                 self.learner.add(model, executed)
                 self.learned.add(name)
-            return KernelGraph.from_compiled(model, executed)
+            return read_kernels(model, executed)
 
     def fusion_rules(self) -> FusionRules:
         """What the runtime fuses, read from the networks of the profile.

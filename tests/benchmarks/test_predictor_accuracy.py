@@ -25,6 +25,7 @@ from devices.runtimes.base import RuntimeSettings
 from devices.runtimes.simulated import SimulatedRuntime
 from latency import DeviceCard, Kernel, KernelGraph, KernelNode, profile_device
 from latency.calibration import Calibration
+from latency.kernel_reading import read_kernels
 from latency.measure import Visitor
 from latency.table import KernelTable
 
@@ -151,7 +152,7 @@ def test_baselines_know_what_they_can(tmp_path: Path) -> None:
 def kernels_of(model_bytes: bytes) -> list[Kernel]:
     original = parse_onnx(model_bytes)
     compiled = get_runtime("onnxruntime").compile(model_bytes, SETTINGS)
-    return [node.kernel for node in KernelGraph.from_compiled(original, compiled.data).kernels]
+    return [node.kernel for node in read_kernels(original, compiled.data).kernels]
 
 
 def conv(**changes: object) -> Kernel:

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from devices.engine_layers import engine_layers, executed_by_engine, layer_timings
 from devices.errors import InvalidInputError
+from latency.kernel_reading import read_kernels
 
 
 def tensor(name: str, shape: list[int], version: int, layout: str = "Row major linear FP32"):
@@ -133,10 +134,9 @@ def test_what_is_executed_has_the_original_s_nodes_and_tensors(model, version: i
 
 
 def test_kernels_can_be_read_from_it(model) -> None:
-    from latency.kernel import KernelGraph
 
     layers = engine_layers(information(10))
-    kernels = KernelGraph.from_compiled(model, executed_by_engine(model, layers)).kernels
+    kernels = read_kernels(model, executed_by_engine(model, layers)).kernels
     assert [kernel.name for kernel in kernels] == [
         layer.name for layer in layers if layer.kind != "NoOp"
     ]

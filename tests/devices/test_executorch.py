@@ -13,7 +13,7 @@ from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
 from devices.xnnpack_kernels import _aligned
 from latency.fusion import FusionRules
 from latency.graph_builder import GraphBuilder
-from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 
 SETTINGS = RuntimeSettings()
 
@@ -49,7 +49,7 @@ def compiled(runtime: Runtime, model: onnx.ModelProto) -> CompiledGraph:
 
 def kernels(model: onnx.ModelProto, compiled: CompiledGraph) -> tuple:
     assert compiled.executed is not None
-    return KernelGraph.from_compiled(model, compiled.executed).kernels
+    return read_kernels(model, compiled.executed).kernels
 
 
 def test_what_is_profiled_is_what_is_said_to_be_executed(

@@ -18,7 +18,7 @@ from devices.runtimes import CompiledGraph, RuntimeSettings, get_runtime
 from devices.runtimes.openvino import OpenVino, _means_ms
 from latency.fusion import FusionRules
 from latency.graph_builder import GraphBuilder
-from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 from latency.probes import build_sentinel
 
 SETTINGS = RuntimeSettings()
@@ -109,7 +109,7 @@ class TestExecuted:
     def test_every_layer_is_in_one_kernel(
         self, model: onnx.ModelProto, compiled: CompiledGraph
     ) -> None:
-        kernels = KernelGraph.from_compiled(model, compiled.executed).kernels
+        kernels = read_kernels(model, compiled.executed).kernels
         layers = {n.name for n in model.graph.node if n.op_type in ("Conv", "Gemm")}
         leading = [k.nodes[0] for k in kernels if k.kernel.family.startswith(("conv_", "gemm"))]
         assert sorted(leading) == sorted(layers)
@@ -121,7 +121,7 @@ class TestExecuted:
     def test_activations_and_residuals_are_part_of_convolutions(
         self, model: onnx.ModelProto, compiled: CompiledGraph
     ) -> None:
-        kernels = [n.kernel for n in KernelGraph.from_compiled(model, compiled.executed).kernels]
+        kernels = [n.kernel for n in read_kernels(model, compiled.executed).kernels]
         fused = {k.activation for k in kernels if k.family.startswith("conv_")}
         assert "Clip" in fused
         assert not [k for k in kernels if k.op.endswith(".Clip")]
@@ -131,7 +131,7 @@ class TestExecuted:
     ) -> None:
         ort = get_runtime("onnxruntime").compile(model.SerializeToString(), SETTINGS)
         madds = [
-            sum(n.kernel.madds for n in KernelGraph.from_compiled(model, data).kernels)
+            sum(n.kernel.madds for n in read_kernels(model, data).kernels)
             for data in (compiled.executed, ort.executed)
         ]
         assert madds[0] == madds[1] > 0
@@ -141,12 +141,12 @@ class TestExecuted:
         pooled = builder.global_pool("pool", builder.conv("conv", "input", 10, 3))
         model = builder.finish(builder.flatten("flatten", pooled))
         compiled = runtime.compile(model.SerializeToString(), SETTINGS)
-        kernels = KernelGraph.from_compiled(model, compiled.executed).kernels
+        kernels = read_kernels(model, compiled.executed).kernels
         families = [node.kernel.family for node in kernels]
         assert "conv_dense" in families and "global_pool" in families
 
     def test_sources_point_backwards(self, model: onnx.ModelProto, compiled: CompiledGraph) -> None:
-        kernels = KernelGraph.from_compiled(model, compiled.executed).kernels
+        kernels = read_kernels(model, compiled.executed).kernels
         for place, node in enumerate(kernels):
             assert all(-1 <= source < place for source in node.sources)
         assert sum(-1 in node.sources for node in kernels) == 1
@@ -163,7 +163,7 @@ class TestExecuted:
         rules = FusionRules.learn(pairs)
         again = FusionRules.from_json(rules.to_json())
         told = again.apply(model)
-        true = KernelGraph.from_compiled(model, compiled.executed)
+        true = read_kernels(model, compiled.executed)
         common = set(told.signatures) & set(true.signatures)
         assert len(common) > 0.8 * len(set(true.signatures))
 

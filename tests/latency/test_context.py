@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from devices.runtimes import RuntimeSettings, get_runtime
 from latency.context import Context, contexts
 from latency.graph_builder import GraphBuilder
-from latency.kernel import Kernel, KernelGraph
+from latency.kernel import Kernel
+from latency.kernel_reading import read_kernels
 
 
 def kernel(*inputs: int, out: int, weights: int = 0, dtype: str = "float32") -> Kernel:
@@ -98,7 +99,7 @@ def test_a_residual_of_a_real_graph_is_the_older_input(runtime: str) -> None:
     y = g.activation("c/act", g.conv("c", y, 64, 3), "relu")
     model = g.finish(g.add("d", g.conv("e", y, 16), x))
     compiled = get_runtime(runtime).compile(model.SerializeToString(), RuntimeSettings())
-    nodes = KernelGraph.from_compiled(model, compiled.data).kernels
+    nodes = read_kernels(model, compiled.data).kernels
     found = contexts([n.kernel for n in nodes], [n.sources for n in nodes], [1.0] * len(nodes))
     place = next(i for i, n in enumerate(nodes) if "d/Add" in n.nodes)
     assert len(nodes[place].kernel.inputs) == 2

@@ -8,6 +8,7 @@ from devices.runtimes import RuntimeSettings, get_runtime
 from latency.denormals import denormal_counts
 from latency.graph_builder import GraphBuilder
 from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 
 SETTINGS = RuntimeSettings()
 
@@ -27,7 +28,7 @@ def masked(value: float, side: int = 24) -> onnx.ModelProto:
 def graph(value: float) -> KernelGraph:
     model = masked(value)
     compiled = get_runtime("onnxruntime").compile(model.SerializeToString(), SETTINGS)
-    return KernelGraph.from_compiled(model, compiled.data)
+    return read_kernels(model, compiled.data)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from devices.runtimes.base import RuntimeSettings
 from latency.decision import decide, grow_tree
 from latency.fusion import FusionLearner, FusionRules
 from latency.graph_builder import GraphBuilder
-from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 from latency.probes import build_probe, sample_probe
 from latency.static import StaticGraph
 
@@ -47,7 +47,7 @@ def probe(index: int) -> onnx.ModelProto:
 
 def matched(rules: FusionRules, model: onnx.ModelProto, runtime: str = "onnxruntime") -> float:
     """Share of the runtime's kernels that the rules give too."""
-    true = Counter(KernelGraph.from_compiled(model, compiled(model, runtime)).signatures)
+    true = Counter(read_kernels(model, compiled(model, runtime)).signatures)
     found = Counter(rules.apply(model).signatures)
     return (true & found).total() / true.total()
 
@@ -82,7 +82,7 @@ class TestHeldOut:
         """Of all their kernels; a profile learns from five times as many probes."""
         same = total = 0
         for model in map(probe, range(5000, 5024)):
-            true = Counter(KernelGraph.from_compiled(model, compiled(model)).signatures)
+            true = Counter(read_kernels(model, compiled(model)).signatures)
             same += (true & Counter(rules.apply(model).signatures)).total()
             total += true.total()
         assert same / total >= ALL
@@ -215,7 +215,7 @@ class TestReading:
 
     def test_a_linear_layer_on_tokens(self, rules: FusionRules) -> None:
         model = self.transformer()
-        kernels = KernelGraph.from_compiled(model, compiled(model)).kernels
+        kernels = read_kernels(model, compiled(model)).kernels
         product = next(k.kernel for k in kernels if k.kernel.op == "Gemm")
         assert product.inputs == ((18, 32),) and product.outputs == ((18, 64),)
         assert matched(rules, model) == 1.0

@@ -13,6 +13,7 @@ from devices.errors import InvalidInputError
 from devices.runtimes import RuntimeSettings, get_runtime
 from latency.graph_builder import GraphBuilder
 from latency.kernel import FAMILIES, Kernel, KernelGraph
+from latency.kernel_reading import read_kernels
 from latency.layers import LayerSpec
 from latency.probes import ProbeSpec, build_probe, sample_probe
 
@@ -39,7 +40,7 @@ kernels = st.builds(
 
 def graph_of(model: onnx.ModelProto, runtime: str = "onnxruntime") -> KernelGraph:
     compiled = get_runtime(runtime).compile(model.SerializeToString(), RuntimeSettings())
-    return KernelGraph.from_compiled(model, compiled.data)
+    return read_kernels(model, compiled.data)
 
 
 def builder(channels: int = 16, side: int = 14) -> GraphBuilder:
@@ -125,7 +126,7 @@ class TestAttribution:
         compiled = engine.compile(model.SerializeToString(), RuntimeSettings())
         with engine.load(compiled, RuntimeSettings()) as loaded:
             profiled = set(loaded.profile(1))
-        graph = KernelGraph.from_compiled(model, compiled.data)
+        graph = read_kernels(model, compiled.data)
         assert {item.name for item in graph.kernels} == profiled
 
     def test_shapes_are_known(self, name: str, runtime: str) -> None:
@@ -194,7 +195,7 @@ class TestReading:
         model = MODELS[name]
         compiled = get_runtime("onnxruntime").compile(model.SerializeToString(), RuntimeSettings())
         nodes = {n.name or n.output[0]: n for n in onnx.load_from_string(compiled.data).graph.node}
-        kernels = KernelGraph.from_compiled(model, compiled.data).kernels
+        kernels = read_kernels(model, compiled.data).kernels
         for place, item in enumerate(kernels):
             assert len(item.sources) == len(item.kernel.inputs)
             for source, shape in zip(item.sources, item.kernel.inputs, strict=True):
@@ -221,7 +222,7 @@ class TestReading:
 
     def test_garbage_is_refused(self, network) -> None:
         with pytest.raises(InvalidInputError, match="compiled graph"):
-            KernelGraph.from_compiled(network, b"garbage")
+            read_kernels(network, b"garbage")
 
 
 class TestKernel:

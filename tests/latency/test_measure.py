@@ -11,6 +11,7 @@ from devices.runtimes.base import NodeTiming
 from devices.runtimes.simulated import SimulatedModel, SimulatedRuntime
 from latency import measure_models
 from latency.kernel import Kernel, KernelGraph, KernelNode
+from latency.kernel_reading import read_kernels
 from latency.measure import (
     Profiled,
     Visitor,
@@ -216,8 +217,7 @@ class TestMatching:
         model = build_probe(sample_probe(np.random.default_rng([0, 2, seed])))
         runtime, settings = get_runtime("onnxruntime"), RuntimeSettings()
         first, second = (
-            KernelGraph.from_compiled(model, compile_named(runtime, "m", model, settings).data)
-            for _ in range(2)
+            read_kernels(model, compile_named(runtime, "m", model, settings).data) for _ in range(2)
         )
         found = match_kernels(second, keys(list(first.kernels)), "m")
         assert sorted(found.values()) == list(range(len(first.kernels)))

@@ -16,7 +16,7 @@ from latency import DeviceCard, Predictor, measure_models, profile_device
 from latency.card_rows import CardVisit
 from latency.executed import executed_graph, executed_here
 from latency.graph_builder import GraphBuilder
-from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 from latency.probes import build_probe, sample_probe
 from latency.table import KernelTable
 from latency.whole_times import WholeNetwork, _Apportioning, explain
@@ -50,7 +50,7 @@ def simulated(count: int, seed: int = 3) -> list[WholeNetwork]:
     networks = []
     for model in probes(count, seed).values():
         data = executed_here(model, SimulatedRuntime(), SETTINGS, per_op_times=True)
-        nodes = KernelGraph.from_compiled(model, data).kernels
+        nodes = read_kernels(model, data).kernels
         whole_ms = sum(1e-8 * n.kernel.flops + 0.02 for n in nodes)
         networks.append(
             WholeNetwork([n.kernel for n in nodes], [n.sources for n in nodes], whole_ms, 0.01)
@@ -141,7 +141,7 @@ class TestExplain:
         networks, truths = [], []
         for model in probes(60, seed=1).values():
             data = executed_here(model, runtime, settings, per_op_times=True)
-            graph = KernelGraph.from_compiled(model, data)
+            graph = read_kernels(model, data)
             times = [
                 (2e-8 if n.kernel.family == "conv_dense" else 1e-8) * n.kernel.flops + 0.004
                 for n in graph.kernels
@@ -234,7 +234,7 @@ class TestExecuted:
         x = builder.norm("norm", builder.conv("conv", "input", 8, 3, bias=False))
         model = builder.finish(builder.conv("last", builder.activation("act", x, "relu"), 8))
         data = executed_graph(model, None, per_op_times=False)
-        kernels = KernelGraph.from_compiled(model, data).kernels
+        kernels = read_kernels(model, data).kernels
         assert [(n.kernel.family, n.kernel.activation) for n in kernels] == [
             ("conv_dense", "Relu"),
             ("conv_pointwise", ""),
