@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.accuracy import Truth
 from devices.onnx_files import fix_shapes, read_onnx
+from latency.fusion_apply import apply_rules
 
 if TYPE_CHECKING:
     from latency.fusion import FusionRules
@@ -42,7 +43,7 @@ def fusion_match(
         if path is None or not path.is_file():
             continue
         model = fix_shapes(read_onnx(path), batch)
-        ruled = Counter(rules.apply(model).signatures)
+        ruled = Counter(apply_rules(rules, model).signatures)
         actual = Counter(truth.graph.signatures)
         same = (ruled & actual).total()
         most = max(ruled.total(), actual.total())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from latency.fusion_apply import apply_rules
 from latency.predictor import Predictor
 from latency.probes import ProbeSpec, build_probe, sample_probe
 
@@ -49,5 +50,5 @@ class Acquisition:
 
     def uncertainty(self, spec: ProbeSpec) -> float:
         """Deviation of the logarithm of a probe's time, were all kernels wrong the same way."""
-        graph = self._rules.apply(build_probe(spec, self._batch, seed=None))
+        graph = apply_rules(self._rules, build_probe(spec, self._batch, seed=None))
         return self._predictor.uncertainty(graph)

@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from devices.errors import InvalidInputError
 from latency.decision import Case, grow_tree, outcomes
-from latency.fusion_apply import Application
 from latency.fusion_graph import bare_label
 from latency.fusion_learn import ATTRIBUTE_OF, FusionLearner, features_of, value_of
-from latency.kernel import KernelGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -141,28 +139,6 @@ class FusionRules:
             raise InvalidInputError(
                 "fusion rules: not readable; profile the device again."
             ) from error
-
-    def apply(self, model: onnx.ModelProto) -> KernelGraph:
-        """The kernels that the runtime would run for a network.
-
-        Args:
-            model: with fixed shapes; left alone.
-
-        Returns:
-            The kernels in an order in which they can run.
-
-        Raises:
-            InvalidInputError: nothing in the model depends on its inputs.
-        """
-        return self.explain(model)[0]
-
-    def explain(self, model: onnx.ModelProto) -> tuple[KernelGraph, tuple[str, ...]]:
-        """As `apply`, with the patterns that were never seen.
-
-        Returns:
-            The kernels, and the unknown patterns, each once, sorted.
-        """
-        return Application(self, model).result()
 
 
 def _cases(counted: Mapping[str, int]) -> list[Case]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from latency.fusion import FusionRules
 
-__all__ = ["Application"]
+__all__ = ["apply_rules", "explain"]
 
 Shape = tuple[int, ...]
 
@@ -47,6 +47,31 @@ _MAX_TRIES = 2000
 _LISTS = ("kernel", "strides", "dilations", "pads")
 
 
+def apply_rules(rules: FusionRules, model: onnx.ModelProto) -> KernelGraph:
+    """The kernels that the runtime would run for a model.
+
+    Args:
+        rules: what the runtime does.
+        model: with fixed shapes; left alone.
+
+    Returns:
+        The kernels in an order in which they can run.
+
+    Raises:
+        InvalidInputError: nothing in the model depends on its inputs.
+    """
+    return explain(rules, model)[0]
+
+
+def explain(rules: FusionRules, model: onnx.ModelProto) -> tuple[KernelGraph, tuple[str, ...]]:
+    """As `apply_rules`, with the patterns that were never seen.
+
+    Returns:
+        The kernels, and the unknown patterns, each once, sorted.
+    """
+    return _Application(rules, model).result()
+
+
 @dataclass(frozen=True)
 class _Group:
     """Nodes that become kernels together."""
@@ -55,7 +80,7 @@ class _Group:
     recipe: Mapping[str, Any] | None
 
 
-class Application:
+class _Application:
     """One network on its way through the rules."""
 
     def __init__(self, rules: FusionRules, model: onnx.ModelProto) -> None:

@@ -7,16 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from latency.covariance import Covariance
 from latency.kernel import Kernel
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float64]
 
 __all__ = ["MIN_VISITS", "Hit", "Spread", "hit_of", "kernel_key"]
 

@@ -29,6 +29,7 @@ from latency.calibration import Calibration
 from latency.context import Surroundings
 from latency.covariance import Covariance
 from latency.fitting import VIEWS, Fitting
+from latency.fusion_apply import explain
 from latency.hits import Hit, Spread, kernel_key
 from latency.interval import MIN_SCORES, Intervals
 from latency.kernel import KernelGraph
@@ -40,13 +41,10 @@ from latency.table import KernelTable
 from latency.uncollected import uncollected
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     import onnx
 
     from latency.card import DeviceCard
-
-    Array = npt.NDArray[np.float64]
 
 __all__ = ["FIT_VERSION", "Predictor"]
 
@@ -288,7 +286,7 @@ class Predictor:
                 f"{self.card.path}: {self.card.runtime} {self.card.runtime_version} is not "
                 "available here, and the card holds no fusion rules; profile the device again."
             )
-        graph, unknown = rules.explain(model)
+        graph, unknown = explain(rules, model)
         warning = "kernels from the card's fusion rules, not from the runtime"
         if unknown:
             names = ", ".join(sorted(set(unknown))[:3])
