@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from autospace.cli import _COMMANDS, cli
+from autospace.cli import COMMANDS, cli
 
 PAGE = Path(__file__).with_name("commands.md")
 COMMON = ("--json", "--seed", "--verbose", "--help")
@@ -88,7 +88,7 @@ def _chapters(outputs: dict[str, str]) -> list[str]:
         "by `python docs/make_commands.py`, one after the other in one folder, on two cores of a "
         "shared machine; progress lines are thinned out.",
     ]
-    for name, purpose in _COMMANDS.items():
+    for name, purpose in COMMANDS.items():
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         body = re.split(r"\n\s*\x08?\n?Examples?:", command.help or "")[0]

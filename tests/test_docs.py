@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autospace.cli import _COMMANDS, cli
+from autospace.cli import COMMANDS, cli
 from autospace.config import RunConfig, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def test_every_shipped_configuration_is_valid(path):
     assert load_config(path).target.latency or load_config(path).target.budget
 
 
-@pytest.mark.parametrize("name", _COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_chapter_with_an_example_that_was_run(name):
     text = (DOCS / "commands.md").read_text()
     chapter = text.split(f"\n## {name}\n")[1].split("\n## ")[0]

@@ -11,9 +11,9 @@ import click
 
 from devices.errors import AutospaceError, UsageError
 
-__all__ = ["cli", "main"]
+__all__ = ["COMMANDS", "cli", "main"]
 
-_COMMANDS = {
+COMMANDS = {
     "devices": "Runtimes that work here, and why others do not.",
     "profile-device": "Measure this device; write a device card.",
     "predict": "Latency of an ONNX model on a card's device.",
@@ -26,16 +26,17 @@ _COMMANDS = {
     "inspect": "Show what is in a space, architecture, card or model file.",
     "run": "The whole pipeline in one resumable folder.",
 }
+"""Names, in the order of the work, with what each is for."""
 
 
 class _LazyGroup(click.Group):
     """Imports a command's module only when it is called, so that --help stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _COMMANDS:
+        if name not in COMMANDS:
             return None
         module = import_module(f"autospace.cli.{name.replace('-', '_')}")
         command: click.Command = module.command
@@ -44,17 +45,17 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], _COMMANDS, n=1)
+            near = get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see 'autospace --help'"
             raise click.UsageError(f"No such command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands, in the order of the work"):
-            formatter.write_dl(list(_COMMANDS.items()))
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(
