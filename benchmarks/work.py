@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Protocol
 
 from autospace.events import Progress
@@ -78,7 +80,8 @@ def do(jobs: Iterable[Job], workers: int, clock: Clock, say: Say) -> None:
     if not waiting:
         return
     total, late = len(waiting), False
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         running: dict[Future[None], Job] = {}
         try:
             while waiting or running:
@@ -97,6 +100,18 @@ def do(jobs: Iterable[Job], workers: int, clock: Clock, say: Say) -> None:
             raise
     if late and waiting:
         raise OutOfTimeError
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would go on for hours, and disturb what comes next."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(job: Job) -> None:
