@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.quality_spaces import ABLATIONS
+
 __all__ = ["plot_distributions", "rank_correlation", "report_lines", "summary"]
 
 _RESAMPLES = 4000
@@ -138,24 +140,25 @@ def _with_interval(value: float, interval: Sequence[float]) -> str:
 
 
 def plot_distributions(errors: Mapping[str, Sequence[float]], path: Path) -> None:
-    """The share of each space's networks below each error, as an SVG."""
+    """The share of each space's networks below each error, as an SVG; ablations are dashed."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.0))
+    figure, axes = plt.subplots(figsize=(8.0, 4.0))
     for name, own in errors.items():
         ordered = np.sort(own)
         axes.step(
             100 * np.concatenate([ordered[:1], ordered]),
             np.arange(len(ordered) + 1) / len(ordered),
             where="post",
+            linestyle="--" if name in ABLATIONS else "-",
             label=f"{name} ({len(ordered)})",
         )
     axes.set_xlabel("test error, %")
     axes.set_ylabel("share of networks at or below")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
