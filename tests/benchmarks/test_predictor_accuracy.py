@@ -25,6 +25,7 @@ from devices.runtimes.base import RuntimeSettings
 from devices.runtimes.simulated import SimulatedRuntime
 from latency import DeviceCard, Kernel, KernelGraph, KernelNode, profile_device
 from latency.calibration import Calibration
+from latency.fusion import FusionRules
 from latency.kernel_reading import read_kernels
 from latency.measure import Visitor
 from latency.table import KernelTable
@@ -307,15 +308,13 @@ def test_sweeps_are_three_equal_layers(sweep) -> None:
 # -- fusion rules
 
 
-def test_fusion_is_judged_by_all_kernels(tmp_path: Path) -> None:
-    class Rules:
-        def apply(self, model: object) -> KernelGraph:
-            return KernelGraph(truth("a", 1.0).graph.kernels[:2])
-
+def test_fusion_is_judged_by_all_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ruled = KernelGraph(truth("a", 1.0).graph.kernels[:2])
+    monkeypatch.setattr("benchmarks.fusion_match.apply_rules", lambda rules, model: ruled)
     path = tmp_path / "a.onnx"
     path.write_bytes(SWEEPS[0].build(8).SerializeToString())
     found = fusion_match(
-        Rules(),  # type: ignore[arg-type]
+        FusionRules.learn([]),
         [truth("a", 1.0), truth("no file", 1.0)],
         {"a": path},
         1,
