@@ -441,10 +441,11 @@ def _write_verdict(
             value, bound = measurement.latency_ms, measurement.upper_ms()
         else:
             value = bound = found["predicted_ms"]
-        # Neither kept nor broken for certain: the network's own interval contains the limit.
-        low = measured.measured.low_ms if measured and limit["metric"] == "latency_ms" else bound
-        limits.append({**limit, "found": value, "bound": bound, "kept": bound <= limit["value"],
-                       "open": low <= limit["value"] < bound})  # fmt: skip
+        exported = measured.measured if measured and limit["metric"] == "latency_ms" else None
+        limits.append({
+            **limit, "found": value, "bound": bound, "kept": bound <= limit["value"],
+            "open": exported is not None and _undecided(exported, limit["value"]),
+        })  # fmt: skip
     kept = all(limit["kept"] for limit in limits) and measured is not None
     prediction = measured.predicted if measured else None
     card = device.card.path

@@ -50,8 +50,7 @@ _CONFIDENCE = 0.95
 _CLOSE = 0.01
 """A network whose bound is within this part below a limit uses it: no more rounds."""
 _AGAIN = 0.01
-"""By what part another series of visits to the same network may well come out higher. Eight series
-of four networks, seconds apart, had standard deviations of 0.4 to 0.6 %, one 1.9 %."""
+"""By what part another series of visits to the same network may well come out higher."""
 _ABOUT = 0.95
 """Of the largest use: a network that keeps a limit again may use that much less."""
 _MARGIN = 0.03

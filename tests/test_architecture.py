@@ -82,6 +82,19 @@ def test_help_loads_nothing_heavy() -> None:
     assert _python(code).splitlines()[-2:] == ["0", "[]"]
 
 
+def test_a_broken_configuration_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    config = tmp_path / "broken.toml"
+    config.write_text("[target]\nskeleton = 'tiny'\n")
+    code = (
+        "import sys\nfrom autospace.cli import main\n"
+        f"try: main(['run', {str(config)!r}])\n"
+        "except SystemExit as end: print(end.code)\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    # What checks the fields is all that is loaded.
+    assert _python(code).splitlines()[-2:] == ["2", "['pydantic']"]
+
+
 def test_there_are_modules() -> None:
     assert {"autospace.space", "latency.card", "devices.errors", "autospace.cli.run"} <= set(
         MODULES

@@ -35,10 +35,11 @@ def command(context: click.Context, session: Session, config: Path, output: Path
     from click.core import ParameterSource
 
     from autospace.config import load_config
-    from autospace.pipeline import check_verdict, run_pipeline
     from autospace.quantities import format_count
 
-    settings = load_config(config)
+    settings = load_config(config)  # what is wrong in it is said before anything heavy is loaded
+    from autospace.pipeline import check_verdict, run_pipeline
+
     given = context.get_parameter_source("seed") is ParameterSource.COMMANDLINE
     if given:
         settings = replace(settings, seed=session.seed)
