@@ -16,7 +16,6 @@ from devices.errors import InvalidInputError
 __all__ = ["TraceEvent", "read_trace"]
 
 _NATIVE = "native_call_"
-_DELEGATE = "DELEGATE_CALL"
 _IDENTIFIER = b"ED00"
 _SIZE = 4
 """Bytes in front that tell how long the rest is."""
