@@ -10,10 +10,10 @@ the validation split by natural gradient steps in units of one running scale for
 dearer than twice the dearest reference is rejected; the least fit cell that is not a reference
 makes room. A cell's *value* is the moving average of its α; its *fitness* is the value less the
 price of its cost, and the prices are the multipliers at which the expected network of the
-populations keeps every limit (`autospace.price`). What is known exactly is so not learned from
-noisy steps, and a price that was once too high leaves no trace. At the end the shared weights go
-on learning in networks of single cells (the study), and the last populations sit an exam
-(`autospace.exam`), which decides their values.
+populations keeps every limit, times the headroom (`autospace.price`). What is known exactly is so
+not learned from noisy steps, and a price that was once too high leaves no trace. At the end the
+last populations sit an exam (`autospace.exam`), which decides their values; before it the shared
+weights may go on learning in networks of single cells (the study).
 """
 
 from __future__ import annotations
@@ -164,19 +164,23 @@ class _Evolution:
             )
 
     def _shares(self, layer: int, cells: Sequence[Cell]) -> NDArray[np.float64]:
-        """Costs as shares of the limits, shape ``(limits, cells)``.
+        """Costs as shares of what the limits allow, shape ``(limits, cells)``.
 
         Cells cost what they will in a network: runs of depthwise convolutions fused.
         """
         return np.array(
             [
                 [
-                    self.costs[limit.metric].layer(layer, cell.fused()) / limit.value
+                    self.costs[limit.metric].layer(layer, cell.fused()) / self._allowed(limit)
                     for cell in cells
                 ]
                 for limit in self.limits
             ]
         ).reshape(len(self.limits), len(cells))
+
+    def _allowed(self, limit: Limit) -> float:
+        """What the expected network may cost."""
+        return self.options.headroom * limit.value
 
     def _penalties(self, cells: Sequence[Sequence[Cell]]) -> Tensor:
         """Price times cost, shape ``(layers, K)``."""
@@ -206,13 +210,13 @@ class _Evolution:
             self._shares(layer, [one.cell for one in row])
             for layer, row in enumerate(self.populations)
         ]
-        fixed = np.array([self.costs[one.metric].fixed / one.value for one in self.limits])
+        fixed = np.array([self.costs[one.metric].fixed / self._allowed(one) for one in self.limits])
         # While all values are alike the cheapest cells would lead, and they alone would be trained.
         if self.options.constraint and self.generation > self.options.warmup:
             self.prices = fair_prices(values, shares, fixed, self._prices())
         spent = expected_costs(values, shares, fixed, self._prices())
         return {
-            limit.metric: float(share) * limit.value
+            limit.metric: float(share) * self._allowed(limit)
             for limit, share in zip(self.limits, spent, strict=True)
         }
 
@@ -445,6 +449,7 @@ class _Evolution:
             "cells_tried": self.cells_tried,
             "unchanged": self.unchanged,
             "expected": expected,
+            "allowed": {limit.metric: self._allowed(limit) for limit in self.limits},
             "prices": {
                 limit.metric: float(price)
                 for limit, price in zip(self.limits, self._prices(), strict=True)
@@ -530,7 +535,8 @@ def evolve_space(
         target: the skeleton at which costs are counted.
         data: on which fitness is learned (a proxy where it is not the target's own).
         costs: by metric; ``madds`` is always needed, ``latency_ms`` for such a limit.
-        limits: upper bounds that all hold for the expected network.
+        limits: upper bounds of the networks that the space is for; times ``options.headroom``
+            all of them hold for the expected network.
         options: the open choices.
         seed: of everything random.
         reading: how fused depthwise operations are built.
@@ -680,5 +686,6 @@ def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: Evolutio
         parts.append(f"{line['distinct_cells']} cells")
         for limit in limits:
             expected = format_cost(limit.metric, line["expected"][limit.metric])
-            parts.append(f"E {expected} of {limit}")
+            allowed = format_cost(limit.metric, options.headroom * limit.value)
+            parts.append(f"E {expected} of {allowed}")
     return " · ".join(parts)

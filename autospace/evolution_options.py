@@ -40,10 +40,12 @@ class EvolutionOptions:
         settling: share of the generations, at the end, in which nothing mutates and every cell of
             the populations is stacked equally often: the fittest are trained and judged alike.
         study: weight steps between the evolution and its exam, as a multiple of the evolution's,
-            each on a network of single cells: what the exam says is only as good as the weights,
-            and large cells take longest to learn.
+            each on a network of single cells.
         exam: batches of held-out data by which the last populations are judged in networks of
             single cells; 0 keeps the values that the evolution learned, without study.
+        headroom: how many times a limit the expected network of the populations may cost. It has
+            a cell in every block; a searched network leaves blocks out, and keeps the limit with
+            dearer cells in the others.
         constraint: whether limits enter the fitness.
         kept: cells of each layer that enter the space.
         patience: generations that the space is compared over, to tell whether it still changes.
@@ -72,8 +74,9 @@ class EvolutionOptions:
     momentum: float = 0.5
     inherit: float = 0.5
     settling: float = 0.3
-    study: float = 4.0
+    study: float = 0.0
     exam: int = 40
+    headroom: float = 1.5
     constraint: bool = True
     kept: int = 9
     patience: int = 20
@@ -95,6 +98,14 @@ class EvolutionOptions:
     def study_steps(self) -> int:
         """Weight steps between the evolution and its exam."""
         return round(self.study * self.weight_steps) if self.examined else 0
+
+    def allowed_text(self, limit: str) -> str:
+        """What the expected network may cost, in words.
+
+        >>> EvolutionOptions(headroom=1.5).allowed_text("500M")
+        '1.5 × 500M'
+        """
+        return limit if self.headroom == 1 else f"{self.headroom:g} × {limit}"
 
     def check(self) -> None:
         """Refuses options that contradict each other.
@@ -126,6 +137,10 @@ class EvolutionOptions:
                 (0 <= self.settling < 1, f"settling {self.settling}: from 0 to below 1"),
                 (0 <= self.study < float("inf"), f"study {self.study}: at least 0 and finite"),
                 (self.exam >= 0, f"exam {self.exam}: at least 0"),
+                (
+                    1 <= self.headroom < float("inf"),
+                    f"headroom {self.headroom}: at least 1 and finite",
+                ),
                 (0 <= self.momentum < 1, f"momentum {self.momentum}: from 0 to below 1"),
                 (
                     0 < self.learning_rate < float("inf"),

@@ -34,7 +34,8 @@ ABLATIONS: Mapping[str, Callable[[EvolutionOptions], EvolutionOptions]] = {
     "no constraint": lambda options: replace(options, constraint=False),
     "overwrite": lambda options: replace(options, momentum=0.0),
     "no exam": lambda options: replace(options, exam=0),
-    "no study": lambda options: replace(options, study=0.0),
+    "no headroom": lambda options: replace(options, headroom=1.0),
+    "study": lambda options: replace(options, study=4.0),
     "references compete": lambda options: replace(options, references="compete"),
     "always stacked": lambda options: replace(options, single=0.0),
 }

@@ -156,7 +156,10 @@ def command(
         + (" (a proxy: the target's own data is not at hand)" if proxy else "")
     )
     state = output.with_name(f"{output.name}.state")
-    limits = {"madds": budget, "latency_ms": latency}
+    limits = {
+        "madds": options.allowed_text(budget or ""),
+        "latency_ms": options.allowed_text(latency or ""),
+    }
     with session.screen("evolving") as (progress, show):
         space = step.evolve(
             budget=budget,
@@ -185,11 +188,12 @@ def command(
         unit = "multiply-adds" if limit["metric"] == "madds" else "ms"
         if expected is not None:
             shown = format_count(expected) if unit == "multiply-adds" else f"{expected:.3g}"
-            session.say(f"  expected cost {shown} {unit}, limit {limit['text']}")
-            if expected > 1.02 * limit["value"]:
+            allowed = options.allowed_text(limit["text"])
+            session.say(f"  expected cost, every block filled: {shown} {unit} of {allowed}")
+            if expected > 1.02 * options.headroom * limit["value"]:
                 session.note(
-                    f"warning: the expected cost is above the limit {limit['text']}; evolve for "
-                    "more generations, or leave it to the search, which keeps the limit"
+                    f"warning: the expected cost is above {allowed}; evolve for more generations, "
+                    "or leave it to the search, which keeps the limit"
                 )
     poor = hardly_learned(
         space.provenance["validation_loss"],
@@ -206,7 +210,7 @@ def command(
     session.result({"space": str(output), "hash": space.hash, **space.to_json()})
 
 
-def _figures(line: Mapping[str, Any], limits: Mapping[str, str | None]) -> list[Figure]:
+def _figures(line: Mapping[str, Any], limits: Mapping[str, str]) -> list[Figure]:
     """What a person follows, from a line of the log."""
     from autospace.cli.live import Figure
     from autospace.cost import format_cost

@@ -57,12 +57,16 @@ def metrics_of(lines: Sequence[Mapping[str, Any]], field: str) -> list[str]:
 def cost_plots(
     run: RunFolder, name: str, lines: Sequence[Mapping[str, Any]], x: str
 ) -> list[Figure]:
-    """Expected cost against its limit, for every metric that the log holds."""
+    """Expected cost against its limit, for every metric that the log holds.
+
+    What an evolution allows the expected network is more than the limit, and then in its log.
+    """
     values = {entry["metric"]: float(entry["value"]) for entry in run.limits}
     metrics = metrics_of(lines, "expected")
     figures: list[Figure] = []
     for metric in metrics:
-        bound = values.get(metric)
+        limit = values.get(metric)
+        allowed = numbers(lines[-1].get("allowed")).get(metric, limit)
         scale = 1e6 if metric == "madds" else 1.0
         unit = "million multiply-adds" if metric == "madds" else "ms"
         scaled = [
@@ -70,7 +74,15 @@ def cost_plots(
             for line in lines
             if metric in numbers(line.get("expected"))
         ]
-        said = "" if bound is None else f" against the limit of {words.cost(metric, bound)}"
+        said, name_of_line = "", "limit"
+        if limit is not None and allowed is not None:
+            said = f" against the limit of {words.cost(metric, limit)}"
+            if allowed != limit > 0:
+                said = (
+                    f" with a cell in every block, against {allowed / limit:.3g} times"
+                    f" the limit of {words.cost(metric, limit)}"
+                )
+                name_of_line = "allowed"
         figures += log_plot(
             f"{name}-{metric.replace('_', '-')}",
             scaled,
@@ -78,6 +90,6 @@ def cost_plots(
             {"expected": ("cost",)},
             unit,
             f"Expected {words.METRICS.get(metric, metric)} of the network{said}.",
-            limit=None if bound is None else (bound / scale, "limit"),
+            limit=None if allowed is None else (allowed / scale, name_of_line),
         )
     return figures

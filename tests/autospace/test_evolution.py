@@ -113,6 +113,7 @@ def test_interrupted_within_a_generation_it_ends_in_the_same_space(data, tmp_pat
 def test_a_tight_limit_pulls_the_expected_cost_down(data):
     options = EvolutionOptions(
         generations=14, warmup=1, population=12, steps=2, batch=16, alpha_rate=0.3, exam=1,
+        headroom=1.0,
     )  # fmt: skip
     cost = MaddsCost(SKELETONS["tiny"])
     loose = _evolve(data, limit=100e6, options=options)
@@ -120,6 +121,11 @@ def test_a_tight_limit_pulls_the_expected_cost_down(data):
     expected = [space.provenance["expected"]["madds"] for space in (loose, tight)]
     assert expected[1] <= 0.25 * reference_cost(cost) * (1 + 1e-3)
     assert expected[1] < 0.8 * expected[0]
+    roomy = _evolve(
+        data, limit=0.25 / 1.2 * reference_cost(cost), options=replace(options, headroom=1.2)
+    )
+    assert roomy.provenance["expected"]["madds"] == pytest.approx(expected[1], rel=1e-6)
+    assert roomy.layers == tight.layers
     free = _evolve(
         data, limit=0.25 * reference_cost(cost), options=replace(options, constraint=False)
     )

@@ -19,6 +19,8 @@ from devices.errors import UsageError
         ({"study": -1.0}, "study -1.0"),
         ({"study": float("nan")}, "study nan"),
         ({"exam": -1}, "exam -1"),
+        ({"headroom": 0.9}, "headroom 0.9"),
+        ({"headroom": float("inf")}, "headroom inf"),
         ({"references": "stay", "kept": 3}, "kept 3: above 3"),
         ({"references": "some"}, "references 'some'"),
         ({"generations": 0}, "generations 0"),

@@ -114,4 +114,4 @@ def test_on_a_terminal_the_figures_are_on_the_screen() -> None:
     text = seen.decode()
     for words in ("evolving", "best fitness", "layers led by references", "distinct cells"):
         assert words in text
-    assert "expected multiply-adds" in text and "of 2.5M" in text and "bits" in text
+    assert "expected multiply-adds" in text and "of 1.5 × 2.5M" in text and "bits" in text

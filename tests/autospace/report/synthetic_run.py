@@ -109,6 +109,7 @@ def evolve_lines() -> list[dict[str, Any]]:
             "operation_entropy_bits": 1.2 + 0.5 * (1 - math.exp(-g / 15)),
             "cells_tried": 12 * g,
             "expected": {"madds": 2.2e6 + 9e5 * math.exp(-g / 12), "latency_ms": 0.45},
+            "allowed": {"madds": 3.75e6, "latency_ms": 0.75},
             "prices": {"madds": 4 - 4 * math.exp(-g / 10), "latency_ms": 0.0},
         }
         for g in range(1, 61)

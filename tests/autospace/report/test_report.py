@@ -154,6 +154,12 @@ def test_a_failed_budget_is_said_first_and_in_red(tmp_path: Path) -> None:
     assert "above the limit of 0.5" in Page(html).text
 
 
+def test_what_an_evolution_is_allowed_and_what_a_search_is_stand_apart(run: Path) -> None:
+    text = Page(report(run)[0]).text
+    assert "with a cell in every block, against 1.5 times the limit of 0.5 ms" in text
+    assert "Expected latency of the network against the limit of 0.5 ms" in text
+
+
 def test_a_limit_that_was_missed_outweighs_the_verdict(run: Path) -> None:
     verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
     verdict["limits"][0]["kept"] = False
