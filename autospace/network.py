@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autospace.depthwise import depthwise
 from autospace.graph import INPUT, Node
 from autospace.space import Architecture
 
@@ -50,10 +51,11 @@ class ConvBN(nn.Module):
             node.shape[0], eps=BN_EPSILON, momentum=BN_MOMENTUM, track_running_stats=track
         )
         self.relu6 = node.relu6
+        self._depthwise = node.groups == node.in_shape[0] == node.shape[0] and node.kernel > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(batch, in, h, w)`` to ``(batch, out, h', w')``."""
-        x = self.norm(self.conv(x))
+        x = self.norm(depthwise(self.conv, x) if self._depthwise else self.conv(x))
         return functional.relu6(x, inplace=True) if self.relu6 else x
 
 
