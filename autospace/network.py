@@ -33,7 +33,11 @@ BN_MOMENTUM = 0.1
 
 
 class ConvBN(nn.Module):
-    """Convolution, batch norm and, if asked for, ReLU6."""
+    """Convolution, batch norm and, if asked for, ReLU6.
+
+    Attributes:
+        depthwise: whether `autospace.depthwise` applies the convolution.
+    """
 
     def __init__(self, node: Node, *, track: bool = True):
         super().__init__()
@@ -51,11 +55,11 @@ class ConvBN(nn.Module):
             node.shape[0], eps=BN_EPSILON, momentum=BN_MOMENTUM, track_running_stats=track
         )
         self.relu6 = node.relu6
-        self._depthwise = node.groups == node.in_shape[0] == node.shape[0] and node.kernel > 1
+        self.depthwise = node.groups == node.in_shape[0] == node.shape[0] and node.kernel > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(batch, in, h, w)`` to ``(batch, out, h', w')``."""
-        x = self.norm(depthwise(self.conv, x) if self._depthwise else self.conv(x))
+        x = self.norm(depthwise(self.conv, x) if self.depthwise else self.conv(x))
         return functional.relu6(x, inplace=True) if self.relu6 else x
 
 

@@ -4,8 +4,9 @@
 forward pass (outputs, gradients of inputs, gradients of weights), an α step with two (no
 gradients of weights); what the stacked cells share counts once. The rate is set against that of a
 large matrix product with as many threads in the same minutes. Other ways are the same steps with
-the memory laid out plainly, with bfloat16 where PyTorch's autocast uses it, and with every cell
-computed for itself. All of them take turns, with the same cells and images, and medians count.
+the memory laid out plainly, with bfloat16 where PyTorch's autocast uses it, with every cell
+computed for itself, and with all gradients as oneDNN computes them (`autospace.depthwise`). All
+of them take turns, with the same cells and images, and medians count.
 
 A random search that evaluates as many cells trains whole networks with as many cells as a network
 has layers; ``--epochs`` says for how long.
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from autospace.data import Data
@@ -34,7 +35,7 @@ from autospace.evolution_options import EvolutionOptions
 from autospace.files import write_json
 from autospace.genotype import REFERENCE_CELLS, Cell, MBConv
 from autospace.mutation import mutated
-from autospace.network import build_network
+from autospace.network import ConvBN, build_network
 from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, find_skeleton
 from autospace.space import Architecture
@@ -60,12 +61,14 @@ class Way:
         channels_last: layout of weights and feature maps.
         bf16: whether under autocast to bfloat16.
         apart: whether every cell is computed for itself, what it shares with others included.
+        small_images: whether depthwise convolutions of small images have gradients of their own.
     """
 
     name: str
     channels_last: bool = True
     bf16: bool = False
     apart: bool = False
+    small_images: bool = True
 
     def context(self) -> AbstractContextManager[Any]:
         """In which its forward pass runs."""
@@ -77,7 +80,14 @@ WAYS = (
     Way("plain layout", channels_last=False),
     Way("bfloat16", bf16=True),
     Way("cells apart", apart=True),
+    Way("oneDNN's gradients", small_images=False),
 )
+
+
+def _as_onednn_does(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, ConvBN):
+            layer.depthwise = False
 
 
 class _Steps:
@@ -88,6 +98,8 @@ class _Steps:
         self.net = EvolvingNet(skeleton, "kernel", Seed(0).torch_generator("weights"))
         if not way.channels_last:
             self.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        if not way.small_images:
+            _as_onednn_does(self.net)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9)
 
     def weight_step(self, images: Tensor, labels: Tensor, cells: Stack, alpha: Tensor) -> None:
@@ -148,16 +160,22 @@ def measure(
         progress: is told of each.
 
     Returns:
-        Seconds of each way's steps, the operations of a forward pass, the matrix product's rate.
+        Seconds of each way's steps and of a training step of one network (MBConv6 5×5
+        everywhere) without and with oneDNN's gradients, the operations of a forward pass, the
+        matrix product's rate.
     """
     ways = [_Steps(way, skeleton) for way in WAYS]
-    plain = build_network(Architecture(skeleton, (MBConv(),) * len(skeleton.blocks)), 0)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9)
+    reference = Architecture(skeleton, (MBConv(5),) * len(skeleton.blocks))
+    networks = [build_network(reference, 0) for _ in range(2)]
+    _as_onednn_does(networks[1])
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.01, momentum=0.9) for one in networks]
     square = torch.randn(_PRODUCT, _PRODUCT)
     times: dict[str, dict[str, list[float]]] = {
         way.name: {"weights": [], "alpha": []} for way in WAYS
     }
-    forward, rates, alone = [], [], []
+    forward: list[float] = []
+    rates: list[float] = []
+    alone: list[list[float]] = []
     for turn in range(rounds + 1):
         random = np.random.default_rng([0, turn])
         cells = [_stack(random, options.sampled) for _ in range(skeleton.num_layers)]
@@ -171,12 +189,12 @@ def measure(
                 "alpha": _seconds(lambda: steps.alpha_step(images, labels, cells, alpha)),  # noqa: B023
             }
 
-        def one_network() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            functional.cross_entropy(plain(images), labels).backward()  # type: ignore[no-untyped-call]  # noqa: B023
-            optimizer.step()
+        def one_network(which: int) -> None:
+            optimizers[which].zero_grad(set_to_none=True)
+            functional.cross_entropy(networks[which](images), labels).backward()  # type: ignore[no-untyped-call]  # noqa: B023
+            optimizers[which].step()
 
-        own_s = _seconds(one_network)
+        own_s = [_seconds(lambda: one_network(which)) for which in range(2)]  # noqa: B023
         product_s = _seconds(lambda: torch.mm(square, square))
         progress(f"round {turn} of {rounds}")
         if turn == 0:  # memory is laid out, code is chosen
@@ -190,7 +208,7 @@ def measure(
     return {
         "forward_madds": forward,
         "product_gflops": statistics.median(rates),
-        "one_network_s": statistics.median(alone),
+        "one_network_s": [statistics.median(own) for own in zip(*alone, strict=True)],
         "ways": times,
     }
 
@@ -216,7 +234,8 @@ def compute(found: dict[str, Any], options: EvolutionOptions, layers: int) -> di
     return {
         "forward_gmadds": statistics.median(found["forward_madds"]) / 1e9,
         "product_gflops": found["product_gflops"],
-        "one_network_step_s": found["one_network_s"],
+        "one_network_step_s": found["one_network_s"][0],
+        "one_network_step_onednn_s": found["one_network_s"][1],
         "ways": ways,
     }
 
@@ -257,6 +276,8 @@ def report_lines(result: dict[str, Any]) -> list[str]:
     evolved = result["evolution"]
     lines += [
         "",
+        f"a training step of MBConv6 5×5 everywhere: {result['one_network_step_s']:.3f} s; with "
+        f"oneDNN's gradients {result['one_network_step_onednn_s']:.3f} s",
         f"the evolution itself, {evolved['generations']} generations: "
         f"{evolved['cells_per_minute']:.0f} cells a minute after the warm-up",
         f"a random search with {result['random_search']['epochs']} epochs a network: "

@@ -28,13 +28,14 @@ def test_all_ways_have_the_same_loss() -> None:
     assert losses["plain layout"] == pytest.approx(plain, rel=1e-3)
     assert losses["bfloat16"] == pytest.approx(plain, rel=0.1)
     assert losses["cells apart"] == pytest.approx(plain, rel=1e-3)
+    assert losses["oneDNN's gradients"] == pytest.approx(plain, rel=1e-5)
 
 
 def test_rates_are_operations_by_time() -> None:
     found = {
         "forward_madds": [1e9, 1e9],
         "product_gflops": 100.0,
-        "one_network_s": 0.1,
+        "one_network_s": [0.1, 0.2],
         "ways": {"as it is": {"weights": [0.3, 0.3], "alpha": [0.2, 0.2]}},
     }
     own = compute(found, EvolutionOptions(steps=4, sampled=4), 5)["ways"]["as it is"]
