@@ -33,9 +33,11 @@ def depthwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
         x: shape ``(batch, channels, h, w)``.
 
     Returns:
-        Shape ``(batch, channels, h', w')``: what ``conv(x)`` is.
+        Shape ``(batch, channels, h', w')``: what ``conv(x)`` is. It is just that on a GPU, in mixed
+        precision, and while no gradients are recorded.
     """
-    if x.device.type != "cpu" or not torch.is_grad_enabled():
+    device = x.device.type
+    if device != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled(device):
         return conv(x)  # type: ignore[no-any-return]
     weight, stride, dilation = conv.weight, conv.stride[0], conv.dilation[0]
     height, width = x.shape[2:]

@@ -82,3 +82,12 @@ def test_without_gradients_it_is_the_layer_itself():
     x = torch.randn(2, 3, 2, 2, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(depthwise(conv, x), conv(x))
+
+
+def test_mixed_precision_is_left_to_the_layer():
+    conv, x = _conv(3, 7, 1, 1).float(), torch.randn(2, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = depthwise(conv, x)
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert conv.weight.grad is not None
