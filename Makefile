@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Runtimes that the tests run: those of phones by default, 1.3 GB; `make test RUNTIMES=` does without.
 RUNTIMES ?= ,mobile
+# Processes that share the tests, file by file.
+WORKERS ?= 2
 BIN = $(VENV)/bin
 
 .PHONY: quickstart test install check clean
@@ -12,7 +14,7 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev check
 	$(BIN)/python -m pytest --doctest-modules autospace latency devices
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
