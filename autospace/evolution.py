@@ -686,6 +686,5 @@ def _message(line: Mapping[str, Any], limits: Sequence[Limit], options: Evolutio
         parts.append(f"{line['distinct_cells']} cells")
         for limit in limits:
             expected = format_cost(limit.metric, line["expected"][limit.metric])
-            allowed = format_cost(limit.metric, options.headroom * limit.value)
-            parts.append(f"E {expected} of {allowed}")
+            parts.append(f"E {expected} of {options.allowed_text(str(limit))}")
     return " · ".join(parts)
