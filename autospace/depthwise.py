@@ -2,11 +2,11 @@
 
 On a CPU, PyTorch's convolutions come from oneDNN, which has no fast code for the gradient by the
 weights of a depthwise convolution where the image is smaller than the window, or the convolution
-is dilated; such layers then take most of a training step. Here that gradient is a matrix product: with x and g the input and the
-output's gradient of one channel, one image a row, xᵀ·g holds for every pair of an input and an
-output pixel what they have in common; a weight's gradient is the sum over the pairs that it
-connects. Of 16 × 16 pairs hardly one is in vain. This project's own choice; the values are those
-of the plain convolution, up to rounding.
+is dilated; such layers then take most of a training step. Here that gradient is a matrix product:
+with x and g the input and the output's gradient of one channel, one image a row, xᵀ·g holds for
+every pair of an input and an output pixel what they have in common; a weight's gradient is the sum
+over the pairs that it connects. On small images few pairs are connected by none. This project's
+own choice; the values are those of the plain convolution, up to rounding.
 """
 
 from __future__ import annotations
