@@ -134,4 +134,4 @@ def _connected(
 
     rows, columns = along(height, out_height), along(width, out_width)
     both = torch.einsum("ayi,bxj->abyxij", rows, columns)
-    return both.reshape(-1, window * window).contiguous()
+    return both.reshape(-1, window * window)

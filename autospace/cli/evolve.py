@@ -156,9 +156,10 @@ def command(
         + (" (a proxy: the target's own data is not at hand)" if proxy else "")
     )
     state = output.with_name(f"{output.name}.state")
-    limits = {
-        "madds": options.allowed_text(budget or ""),
-        "latency_ms": options.allowed_text(latency or ""),
+    allowed = {
+        metric: options.allowed_text(text)
+        for metric, text in (("madds", budget), ("latency_ms", latency))
+        if text
     }
     with session.screen("evolving") as (progress, show):
         space = step.evolve(
@@ -174,7 +175,7 @@ def command(
             state=state,
             log=log,
             progress=progress,
-            watch=lambda line: show(_figures(line, limits)),
+            watch=lambda line: show(_figures(line, allowed)),
         )
     space.save(output)
     state.unlink(missing_ok=True)
@@ -188,11 +189,11 @@ def command(
         unit = "multiply-adds" if limit["metric"] == "madds" else "ms"
         if expected is not None:
             shown = format_count(expected) if unit == "multiply-adds" else f"{expected:.3g}"
-            allowed = options.allowed_text(limit["text"])
-            session.say(f"  expected cost, every block filled: {shown} {unit} of {allowed}")
+            most = options.allowed_text(limit["text"])
+            session.say(f"  expected cost, every block filled: {shown} {unit} of {most}")
             if expected > 1.02 * options.headroom * limit["value"]:
                 session.note(
-                    f"warning: the expected cost is above {allowed}; evolve for more generations, "
+                    f"warning: the expected cost is above {most}; evolve for more generations, "
                     "or leave it to the search, which keeps the limit"
                 )
     poor = hardly_learned(
@@ -210,7 +211,7 @@ def command(
     session.result({"space": str(output), "hash": space.hash, **space.to_json()})
 
 
-def _figures(line: Mapping[str, Any], limits: Mapping[str, str]) -> list[Figure]:
+def _figures(line: Mapping[str, Any], allowed: Mapping[str, str]) -> list[Figure]:
     """What a person follows, from a line of the log."""
     from autospace.cli.live import Figure
     from autospace.cost import format_cost
@@ -234,7 +235,7 @@ def _figures(line: Mapping[str, Any], limits: Mapping[str, str]) -> list[Figure]
     if line["unchanged"] is not None:
         figures.append(Figure("space unchanged", f"{line['unchanged']:.0%}", line["unchanged"]))
     for metric, cost in line["expected"].items():
-        text = f"{format_cost(metric, cost)} of {limits[metric]}"
+        text = f"{format_cost(metric, cost)} of {allowed[metric]}"
         figures.append(Figure(f"expected {_COSTS[metric]}", text, cost))
         price = line["prices"][metric]
         figures.append(Figure(f"price of {_COSTS[metric]}", f"{price:.2f}", price))

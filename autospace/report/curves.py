@@ -74,7 +74,7 @@ def cost_plots(
             for line in lines
             if metric in numbers(line.get("expected"))
         ]
-        said, name_of_line = "", "limit"
+        said = ""
         if limit is not None and allowed is not None:
             said = f" against the limit of {words.cost(metric, limit)}"
             if allowed != limit > 0:
@@ -82,7 +82,6 @@ def cost_plots(
                     f" with a cell in every block, against {allowed / limit:.3g} times"
                     f" the limit of {words.cost(metric, limit)}"
                 )
-                name_of_line = "allowed"
         figures += log_plot(
             f"{name}-{metric.replace('_', '-')}",
             scaled,
@@ -90,6 +89,8 @@ def cost_plots(
             {"expected": ("cost",)},
             unit,
             f"Expected {words.METRICS.get(metric, metric)} of the network{said}.",
-            limit=None if allowed is None else (allowed / scale, name_of_line),
+            limit=None
+            if allowed is None
+            else (allowed / scale, "limit" if allowed == limit else "allowed"),
         )
     return figures
