@@ -45,7 +45,7 @@ def evolution_section(run: RunFolder) -> Section:
         *log_plot("evolve-price", log, x,
                {words.METRICS.get(metric, metric): ("prices", metric)
                 for metric in metrics_of(log, "prices")},
-               "price", "Price of each limit: how much fitness a cell that takes all of it loses."),
+               "price", "Price of each limit: fitness that a cell loses if it takes all allowed."),
         *log_plot("evolve-reference", log, x, {"reference share": ("reference_share",)},
                "share of layers", "Share of layers whose fittest cell is a reference cell.",
                percent=True),
