@@ -334,7 +334,7 @@ def compute(plan: Plan) -> dict[str, Any]:
         "networks": [
             {
                 **n.to_json(),
-                "architecture": n.architecture.hash,
+                "hash": n.architecture.hash,
                 "accuracy": accuracy,
                 "trained_on": (_trained(plan, n, plan.recipe.epochs) or {}).get("accelerator"),
             }

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from autospace.genotype import Block, MBConv, Zero
@@ -18,6 +19,7 @@ from autospace.space import Architecture
 from devices.contained import ContainedRuntime
 from devices.errors import InvalidInputError, UnavailableError
 from devices.onnx_files import random_inputs
+from devices.onnx_to_torch import torch_module
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, RuntimeSettings
 from devices.runtimes.litert import LiteRtModel
@@ -232,4 +234,31 @@ def test_litert_times_its_fixed_inputs_whatever_was_run_before() -> None:
         fixed = loaded._interpreter.get_tensor(place)
         loaded.infer({"input": np.full((1, 3, 8, 8), 7, np.float32)})
         assert np.array_equal(loaded._interpreter.get_tensor(place), fixed)
+    runtime.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_litert_averages_windows_by_its_own_kernel(stride: int) -> None:
+    runtime = get_runtime("litert")
+    if not runtime.status().usable:
+        pytest.skip("litert is not installed: pip install 'autospace[litert]'")
+    assert isinstance(runtime, ContainedRuntime)
+    options = {"kernel_shape": [3, 3], "strides": [stride] * 2, "pads": [1] * 4}
+    graph = helper.make_graph(
+        [helper.make_node("AveragePool", ["x"], ["y"], **options)],
+        "average",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 6 // stride, 6 // stride])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = np.random.default_rng(0).standard_normal((1, 8, 6, 6)).astype(np.float32)
+    compiled = runtime.compile(model.SerializeToString(), SETTINGS)
+    with runtime.here().load(compiled, SETTINGS) as loaded:
+        assert isinstance(loaded, LiteRtModel)
+        operations = {d["op_name"] for d in loaded._interpreter._get_ops_details()}
+        assert "AVERAGE_POOL_2D" in operations and not any("REDUCE" in o for o in operations)
+        (found,) = loaded.infer({"x": x})
+    expected = torch_module(model)(torch.from_numpy(x)).numpy()
+    assert np.allclose(found, expected, atol=1e-6)
     runtime.close()

@@ -1,0 +1,132 @@
+"""Averages over an image's border, for converters to TensorFlow's operations.
+
+ONNX's average of a window leaves out what lies beyond the image (``count_include_pad=0``). So does
+TensorFlow's, but only where its padding ``SAME`` puts the windows at the same places: not where a
+window of 3 moves by 2 over an even size, as in networks that halve their images. Counting the
+border as zeros, and multiplying by how many times too large the divisor then was, is the same
+number by operations that have fast kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from devices.errors import InvalidInputError
+from devices.onnx_files import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+
+__all__ = ["with_border_counted"]
+
+_SINCE = 7
+"""Before this opset, AveragePool had no `count_include_pad`."""
+
+
+def with_border_counted(model: onnx.ModelProto) -> onnx.ModelProto:
+    r"""A model whose averages count the border; the given one is left alone.
+
+    Each AveragePool that leaves out a border becomes one that counts it, and a product with a
+    constant of shape (1, 1, \*output sizes). Left as they are: windows placed as by ``SAME``, or
+    with ``ceil_mode``, dilations or ``auto_pad``; inputs of unknown or changing size; models before
+    opset 7.
+
+    Raises:
+        InvalidInputError: the model's shapes are wrong.
+    """
+    import onnx
+
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    copy = type(model)()
+    copy.CopyFrom(model)
+    if opset < _SINCE or not any(n.op_type == "AveragePool" for n in model.graph.node):
+        return copy
+    try:
+        shaped = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:  # InferenceError, or the parser's own
+        raise InvalidInputError(f"model: its shapes are wrong ({one_line(error)}).") from error
+    types = {
+        value.name: value.type.tensor_type
+        for value in (*shaped.graph.input, *shaped.graph.value_info)
+    }
+    nodes: list[onnx.NodeProto] = []
+    for node in copy.graph.node:
+        nodes.append(node)
+        kind = types.get(node.input[0]) if node.op_type == "AveragePool" else None
+        if kind is None or (factors := _factors(node, kind)) is None:
+            continue
+        counted = next((a for a in node.attribute if a.name == "count_include_pad"), None)
+        if counted is None:
+            counted = node.attribute.add(name="count_include_pad", type=onnx.AttributeProto.INT)
+        counted.i = 1
+        result = node.output[0]
+        pooled, factor = f"{result}/border_counted", f"{result}/border_factor"
+        node.output[0] = pooled
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(factors.astype(dtype), factor))
+        label = f"{node.name or result}/border"
+        nodes.append(onnx.helper.make_node("Mul", [pooled, factor], [result], name=label))
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def _factors(node: onnx.NodeProto, kind: onnx.TypeProto.Tensor) -> npt.NDArray[np.float64] | None:
+    """What a window's average with zeros around is to be multiplied by; None where nothing is."""
+    import numpy as np
+    import onnx
+
+    options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    kernel: Sequence[int] = options["kernel_shape"]
+    rank = len(kernel)
+    pads: Sequence[int] = options.get("pads") or [0] * 2 * rank
+    strides: Sequence[int] = options.get("strides") or [1] * rank
+    sizes = [d.dim_value for d in kind.shape.dim][2:]
+    if not _plain(options) or len(sizes) != rank or not all(sizes):
+        return None
+    axes = [
+        _Axis(*own) for own in zip(sizes, kernel, strides, pads[:rank], pads[rank:], strict=True)
+    ]
+    if not any(pads) or all(axis.same for axis in axes):
+        return None
+    return functools.reduce(np.multiply.outer, [axis.factors() for axis in axes])[None, None]
+
+
+def _plain(options: Mapping[str, Any]) -> bool:
+    return (
+        not options.get("count_include_pad")
+        and not options.get("ceil_mode")
+        and options.get("auto_pad", b"NOTSET") == b"NOTSET"
+        and all(d == 1 for d in options.get("dilations") or ())
+    )
+
+
+class _Axis(NamedTuple):
+    """Where a window's places are along one axis."""
+
+    size: int
+    kernel: int
+    stride: int
+    begin: int
+    end: int
+
+    @property
+    def same(self) -> bool:
+        """Whether TensorFlow's ``SAME`` has the same places, with as much before as behind."""
+        count = -(-self.size // self.stride)
+        needed = max((count - 1) * self.stride + self.kernel - self.size, 0)
+        return needed % 2 == 0 and self.begin == self.end == needed // 2
+
+    def factors(self) -> npt.NDArray[np.float64]:
+        """A window's length over how much of it lies inside, at each place."""
+        import numpy as np
+
+        span = self.size + self.begin + self.end - self.kernel
+        starts = np.arange(span // self.stride + 1) * self.stride - self.begin
+        inside = np.minimum(starts + self.kernel, self.size) - np.maximum(starts, 0)
+        return np.asarray(self.kernel / np.maximum(inside, 1))
