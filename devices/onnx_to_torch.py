@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,10 @@ from torch import Tensor, nn
 
 from devices.errors import InvalidInputError
 from devices.onnx_files import one_line
+from devices.torch_node import Function, NodeReading
+from devices.torch_operations import ARITHMETIC, PLAIN
+from devices.torch_shapes import SHAPES
+from devices.torch_windows import WINDOWS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,15 +36,13 @@ __all__ = ["OnnxModule", "supported_operations", "torch_module"]
 _FOLDED_SIZE = 4096
 """Numbers in a constant that is worked out while reading: shapes and indices, not weights."""
 
-_Function = Callable[..., Any]
-
 
 @dataclass(frozen=True)
 class _Step:
     """One call: `outputs = function(*inputs)`; an input left out is None."""
 
     node: str
-    function: _Function
+    function: Function
     inputs: tuple[str | None, ...]
     outputs: tuple[str, ...]
 
@@ -122,7 +123,7 @@ class OnnxModule(nn.Module):
         return outputs[0] if len(outputs) == 1 else outputs
 
 
-def _annotated(function: _Function, key: str, node: str) -> _Function:
+def _annotated(function: Function, key: str, node: str) -> Function:
     from torch.fx.traceback import annotate
 
     def call(*inputs: Any) -> Any:
@@ -132,67 +133,12 @@ def _annotated(function: _Function, key: str, node: str) -> _Function:
     return call
 
 
-@dataclass
-class _Reading:
-    """A node as its handler sees it.
-
-    Attributes:
-        node: the ONNX node.
-        options: its attributes.
-        constants: the arrays whose values are known while reading, by name.
-        shapes: of the tensors, as far as they are known.
-        opset: of the default domain.
-        known: places of the inputs that were read as constants, which the call does not take.
-    """
-
-    node: onnx.NodeProto
-    options: Mapping[str, Any]
-    constants: Mapping[str, npt.NDArray[Any]]
-    shapes: Mapping[str, tuple[int, ...]]
-    opset: int
-    known: set[int] = field(default_factory=set)
-
-    @property
-    def label(self) -> str:
-        return f"model node {self.node.name or self.node.output[0]!r} ({self.node.op_type})"
-
-    def refuse(self, what: str) -> InvalidInputError:
-        return InvalidInputError(
-            f"{self.label}: {what} cannot be turned into PyTorch; export the model without it, or "
-            "use a runtime that reads ONNX."
-        )
-
-    def name(self, place: int) -> str:
-        return self.node.input[place] if place < len(self.node.input) else ""
-
-    def constant(self, place: int, option: str | None = None) -> npt.NDArray[Any] | None:
-        """The value of an input that has to be known while reading, or of the older attribute."""
-        self.known.add(place)
-        if name := self.name(place):
-            if name not in self.constants:
-                raise self.refuse(f"input {name!r}, which is computed and not a constant,")
-            return self.constants[name]
-        if option is not None and option in self.options:
-            return np.asarray(self.options[option])
-        return None
-
-    def integers(self, place: int, option: str | None = None) -> list[int] | None:
-        value = self.constant(place, option)
-        return None if value is None else [int(v) for v in value.reshape(-1)]
-
-    def rank(self, place: int = 0) -> int:
-        shape = self.shapes.get(self.name(place))
-        if shape is None:
-            raise self.refuse("an input of unknown shape")
-        return len(shape)
-
-
-_HANDLERS: dict[str, Callable[[_Reading], _Function]] = {}
+_HANDLERS = {**WINDOWS, **SHAPES, **ARITHMETIC}
 
 
 def supported_operations() -> tuple[str, ...]:
     """ONNX operations that `torch_module` knows."""
-    return tuple(sorted({*_HANDLERS, *_PLAIN, "Constant", "Shape"}))
+    return tuple(sorted({*_HANDLERS, *PLAIN, "Constant", "Shape"}))
 
 
 def torch_module(model: onnx.ModelProto) -> OnnxModule:
@@ -303,10 +249,10 @@ def _read(
     shapes: Mapping[str, tuple[int, ...]],
     opset: int,
 ) -> _Step:
-    reading = _Reading(node, _options(node), constants, shapes, opset)
+    reading = NodeReading(node, _options(node), constants, shapes, opset)
     outputs = tuple(node.output)
-    if node.op_type in _PLAIN:
-        function: _Function = _PLAIN[node.op_type]
+    if node.op_type in PLAIN:
+        function: Function = PLAIN[node.op_type]
     elif node.op_type in _HANDLERS:
         function = _HANDLERS[node.op_type](reading)
     else:
@@ -378,7 +324,7 @@ def _with_gelu(
         value = constants.get(name or "")
         return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
 
-    def next_one(place: int, function: _Function) -> tuple[int, _Step] | None:
+    def next_one(place: int, function: Function) -> tuple[int, _Step] | None:
         name = steps[place].outputs[0]
         after = users.get(name, [])
         if len(set(after)) != 1 or name in outputs or steps[after[0]].function is not function:
@@ -420,475 +366,3 @@ def _with_gelu(
             replaced[now] = _Step(steps[now].node, F.gelu, (x,), steps[now].outputs)
     merged = [replaced.get(place, step) for place, step in enumerate(steps)]
     return [step for step in merged if step is not None]
-
-
-# -- operations
-
-
-def _handles(*names: str) -> Callable[[Callable[[_Reading], _Function]], Any]:
-    def register(handler: Callable[[_Reading], _Function]) -> Callable[[_Reading], _Function]:
-        _HANDLERS.update(dict.fromkeys(names, handler))
-        return handler
-
-    return register
-
-
-def _window(
-    r: _Reading, rank: int
-) -> tuple[list[int], list[int], list[int], Callable[[Tensor], list[int]]]:
-    """Kernel, strides, dilations, and the borders of an input, in the order of `F.pad`."""
-    kernel = list(r.options.get("kernel_shape") or r.shapes[r.name(1)][2:])
-    strides = list(r.options.get("strides") or [1] * rank)
-    dilations = list(r.options.get("dilations") or [1] * rank)
-    auto = r.options.get("auto_pad", "NOTSET")
-    pads = list(r.options.get("pads") or [0] * 2 * rank) if auto == "NOTSET" else [0] * 2 * rank
-
-    def borders(x: Tensor) -> list[int]:
-        begins, ends = pads[:rank], pads[rank:]
-        if auto.startswith("SAME"):
-            begins, ends = [], []
-            for size, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
-                total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
-                small, large = total // 2, total - total // 2
-                begins.append(small if auto == "SAME_UPPER" else large)
-                ends.append(large if auto == "SAME_UPPER" else small)
-        return [v for pair in zip(begins[::-1], ends[::-1], strict=True) for v in pair]
-
-    return kernel, strides, dilations, borders
-
-
-def _even(borders: Sequence[int]) -> list[int] | None:
-    """Padding for PyTorch's operations where both ends are alike, else None."""
-    begins, ends = list(borders[::2])[::-1], list(borders[1::2])[::-1]
-    return begins if begins == ends else None
-
-
-@_handles("Conv")
-def _conv(r: _Reading) -> _Function:
-    rank = r.rank() - 2
-    if rank not in (1, 2, 3):
-        raise r.refuse(f"a convolution over {rank} axes")
-    function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    _, strides, dilations, borders = _window(r, rank)
-    groups = int(r.options.get("group", 1))
-
-    def call(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        pads = borders(x)
-        padding = _even(pads)
-        if padding is None:
-            x, padding = F.pad(x, pads), [0] * rank
-        return function(x, weight, bias, strides, padding, dilations, groups)
-
-    return call
-
-
-@_handles("ConvTranspose")
-def _conv_transpose(r: _Reading) -> _Function:
-    rank = r.rank() - 2
-    if rank not in (1, 2, 3):
-        raise r.refuse(f"a convolution over {rank} axes")
-    if r.options.get("output_shape") or r.options.get("auto_pad", "NOTSET") != "NOTSET":
-        raise r.refuse("a given output shape")
-    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-    _, strides, dilations, _ = _window(r, rank)
-    pads = list(r.options.get("pads") or [0] * 2 * rank)
-    extra = list(r.options.get("output_padding") or [0] * rank)
-    if pads[:rank] != pads[rank:]:
-        raise r.refuse("uneven padding")
-    groups = int(r.options.get("group", 1))
-
-    def call(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return function(x, weight, bias, strides, pads[:rank], extra, groups, dilations)
-
-    return call
-
-
-@_handles("AveragePool", "MaxPool")
-def _pool(r: _Reading) -> _Function:
-    rank = r.rank() - 2
-    if rank not in (1, 2, 3):
-        raise r.refuse(f"a pooling over {rank} axes")
-    kernel, strides, dilations, borders = _window(r, rank)
-    ceil = bool(r.options.get("ceil_mode", 0))
-    if r.node.op_type == "MaxPool":
-        biggest = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rank - 1]
-
-        def most(x: Tensor) -> Any:
-            pads = borders(x)
-            padding = _even(pads)
-            if padding is None or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-                x, padding = F.pad(x, pads, value=-math.inf), [0] * rank
-            return biggest(x, kernel, strides, padding, dilations, ceil)
-
-        return most
-    if any(d != 1 for d in dilations):
-        raise r.refuse("a dilated average")
-    counted = bool(r.options.get("count_include_pad", 0))
-
-    def mean(x: Tensor) -> Tensor:
-        pads = borders(x)
-        padding = _even(pads)
-        if padding is None:
-            if not counted and any(pads):
-                raise r.refuse("an average with uneven padding that is not counted")
-            x, padding = F.pad(x, pads), [0] * rank
-        if rank == 1:
-            return F.avg_pool1d(x, kernel, strides, padding, ceil, counted)
-        averaged = F.avg_pool2d if rank == 2 else F.avg_pool3d
-        return averaged(x, kernel, strides, padding, ceil, counted)
-
-    return mean
-
-
-@_handles("GlobalAveragePool")
-def _global_average(r: _Reading) -> _Function:
-    axes = list(range(2, r.rank()))
-    return lambda x: x.mean(axes, keepdim=True)
-
-
-@_handles("GlobalMaxPool")
-def _global_max(r: _Reading) -> _Function:
-    axes = list(range(2, r.rank()))
-    return lambda x: x.amax(axes, keepdim=True)
-
-
-@_handles("Gemm")
-def _gemm(r: _Reading) -> _Function:
-    alpha, beta = float(r.options.get("alpha", 1)), float(r.options.get("beta", 1))
-    left, right = bool(r.options.get("transA", 0)), bool(r.options.get("transB", 0))
-
-    def call(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-        a = a.transpose(0, 1) if left else a
-        if alpha == beta == 1 and (c is None or c.dim() == 1):
-            return F.linear(a, b if right else b.transpose(0, 1), c)
-        product = alpha * torch.matmul(a, b.transpose(0, 1) if right else b)
-        return product if c is None else product + beta * c
-
-    return call
-
-
-@_handles("Clip")
-def _clip(r: _Reading) -> _Function:
-    low, high = r.constant(1, "min"), r.constant(2, "max")
-    lowest = None if low is None else float(low)
-    highest = None if high is None else float(high)
-    if lowest == 0 and (highest is None or highest >= float(np.finfo(np.float32).max)):
-        return F.relu
-    if lowest is None and highest is None:
-        return torch.clone
-    if (lowest, highest) == (0, 6):
-        return F.relu6
-    return lambda x: torch.clamp(x, lowest, highest)
-
-
-@_handles("LeakyRelu")
-def _leaky(r: _Reading) -> _Function:
-    return partial(F.leaky_relu, negative_slope=float(r.options.get("alpha", 0.01)))
-
-
-@_handles("Elu")
-def _elu(r: _Reading) -> _Function:
-    return partial(F.elu, alpha=float(r.options.get("alpha", 1)))
-
-
-@_handles("HardSigmoid")
-def _hard_sigmoid(r: _Reading) -> _Function:
-    slope, offset = float(r.options.get("alpha", 0.2)), float(r.options.get("beta", 0.5))
-    if math.isclose(slope, 1 / 6, rel_tol=1e-5) and offset == 0.5:
-        return F.hardsigmoid
-    return lambda x: torch.clamp(x * slope + offset, 0, 1)
-
-
-@_handles("PRelu")
-def _prelu(r: _Reading) -> _Function:
-    slope, x = r.shapes.get(r.name(1)), r.shapes.get(r.name(0))
-    if slope is None or x is None:
-        raise r.refuse("an input of unknown shape")
-    aligned = (1,) * (len(x) - len(slope)) + slope
-    size = math.prod(slope)
-    if size != 1 and (len(x) < 2 or aligned[1] != size or x[1] != size):
-        return lambda x, slope: torch.where(x < 0, x * slope, x)
-    return lambda x, slope: F.prelu(x, slope.reshape(-1))
-
-
-@_handles("Gelu")
-def _gelu(r: _Reading) -> _Function:
-    return partial(F.gelu, approximate=r.options.get("approximate", "none"))
-
-
-@_handles("Softmax", "LogSoftmax")
-def _softmax(r: _Reading) -> _Function:
-    rank = r.rank()
-    axis = int(r.options.get("axis", -1 if r.opset >= 13 else 1)) % rank
-    if r.opset < 13 and axis != rank - 1:
-        raise r.refuse("a softmax over several axes")
-    return partial(F.softmax if r.node.op_type == "Softmax" else F.log_softmax, dim=axis)
-
-
-@_handles("BatchNormalization")
-def _batch_norm(r: _Reading) -> _Function:
-    epsilon = float(r.options.get("epsilon", 1e-5))
-    if r.options.get("training_mode", 0):
-        raise r.refuse("training mode")
-
-    def call(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
-
-    return call
-
-
-@_handles("InstanceNormalization")
-def _instance_norm(r: _Reading) -> _Function:
-    epsilon = float(r.options.get("epsilon", 1e-5))
-
-    def call(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        return F.instance_norm(x, weight=scale, bias=bias, use_input_stats=True, eps=epsilon)
-
-    return call
-
-
-@_handles("LayerNormalization")
-def _layer_norm(r: _Reading) -> _Function:
-    epsilon = float(r.options.get("epsilon", 1e-5))
-    shape = r.shapes.get(r.name(0))
-    if shape is None:
-        raise r.refuse("an input of unknown shape")
-    normal = list(shape[int(r.options.get("axis", -1)) % len(shape) :])
-
-    def call(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.layer_norm(x, normal, scale, bias, epsilon)
-
-    return call
-
-
-_REDUCTIONS: dict[str, _Function] = {
-    "ReduceMean": torch.mean,
-    "ReduceSum": torch.sum,
-    "ReduceMax": torch.amax,
-    "ReduceMin": torch.amin,
-}
-
-
-@_handles("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
-def _reduce(r: _Reading) -> _Function:
-    axes = r.integers(1, "axes")
-    if not axes:
-        if r.options.get("noop_with_empty_axes", 0):
-            return torch.clone
-        axes = list(range(r.rank()))
-    keep = bool(r.options.get("keepdims", 1))
-    function = _REDUCTIONS[r.node.op_type]
-    if not keep and r.rank() == 4 and sorted(axis % 4 for axis in axes) == [2, 3]:
-        # XNNPACK averages images only so; ExecuTorch's own way takes a thousand times as long.
-        return lambda x: function(x, axes, keepdim=True).flatten(1)
-    return lambda x: function(x, axes, keepdim=keep)
-
-
-@_handles("Concat")
-def _concat(r: _Reading) -> _Function:
-    axis = int(r.options["axis"])
-    return lambda *parts: torch.cat(parts, axis)
-
-
-@_handles("Flatten")
-def _flatten(r: _Reading) -> _Function:
-    shape = r.shapes.get(r.name(0))
-    if shape is None:
-        raise r.refuse("an input of unknown shape")
-    axis = int(r.options.get("axis", 1))
-    axis += len(shape) if axis < 0 else 0
-    target = [math.prod(shape[:axis]), math.prod(shape[axis:])]
-    return lambda x: x.reshape(target)
-
-
-@_handles("Reshape")
-def _reshape(r: _Reading) -> _Function:
-    target = r.integers(1, "shape") or []
-    old = r.shapes.get(r.name(0))
-    if 0 in target and not r.options.get("allowzero", 0):
-        if old is None:
-            raise r.refuse("an input of unknown shape")
-        target = [size or old[place] for place, size in enumerate(target)]
-    return lambda x: x.reshape(target)
-
-
-@_handles("Transpose")
-def _transpose(r: _Reading) -> _Function:
-    order = list(r.options.get("perm") or range(r.rank() - 1, -1, -1))
-    return lambda x: x.permute(order)
-
-
-@_handles("Squeeze")
-def _squeeze(r: _Reading) -> _Function:
-    axes = r.integers(1, "axes")
-    return torch.squeeze if axes is None else partial(torch.squeeze, dim=tuple(axes))
-
-
-@_handles("Unsqueeze")
-def _unsqueeze(r: _Reading) -> _Function:
-    axes = r.integers(1, "axes") or []
-    rank = r.rank() + len(axes)
-    places = sorted(axis % rank for axis in axes)
-
-    def call(x: Tensor) -> Tensor:
-        for place in places:
-            x = x.unsqueeze(place)
-        return x
-
-    return call
-
-
-@_handles("Gather")
-def _gather(r: _Reading) -> _Function:
-    axis = int(r.options.get("axis", 0))
-    index = r.constant(1)
-    if index is None or index.ndim > 1:
-        raise r.refuse("a table of indices")
-    if index.ndim == 0:
-        return lambda x: x.select(axis, int(index))
-    places = torch.from_numpy(np.array(index, dtype=np.int64))
-    return lambda x: x.index_select(axis, places.to(x.device) % x.shape[axis])
-
-
-@_handles("Slice")
-def _slice(r: _Reading) -> _Function:
-    starts, ends = r.integers(1, "starts") or [], r.integers(2, "ends") or []
-    axes = r.integers(3, "axes") or list(range(len(starts)))
-    steps = r.integers(4) or [1] * len(starts)
-    if any(step < 1 for step in steps):
-        raise r.refuse("a step backwards")
-    rank = r.rank()
-
-    def call(x: Tensor) -> Tensor:
-        cuts = [slice(None)] * rank
-        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-            cuts[axis] = slice(start, min(end, 2**31), step)
-        return x[tuple(cuts)]
-
-    return call
-
-
-@_handles("Pad")
-def _pad(r: _Reading) -> _Function:
-    mode = r.options.get("mode", "constant")
-    pads = r.integers(1, "pads") or []
-    fill = r.constant(2, "value")
-    axes = r.integers(3) or list(range(r.rank()))
-    if mode not in ("constant", "reflect", "edge"):
-        raise r.refuse(f"mode {mode!r}")
-    rank = r.rank()
-    sizes = {axis % rank: (pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes)}
-    ordered = [v for axis in range(rank - 1, -1, -1) for v in sizes.get(axis, (0, 0))]
-    while len(ordered) > 2 and ordered[-2:] == [0, 0]:
-        ordered = ordered[:-2]
-    if mode == "constant":
-        return partial(F.pad, pad=ordered, value=0.0 if fill is None else float(fill))
-    return partial(F.pad, pad=ordered, mode="reflect" if mode == "reflect" else "replicate")
-
-
-@_handles("Resize")
-def _resize(r: _Reading) -> _Function:
-    shape = r.shapes.get(r.node.output[0])
-    mode = r.options.get("mode", "nearest")
-    place = r.options.get("coordinate_transformation_mode", "half_pixel")
-    for index in range(1, len(r.node.input)):
-        r.constant(index)
-    if shape is None or len(shape) != 4 or shape[:2] != r.shapes.get(r.name(0), ())[:2]:
-        raise r.refuse("a resizing other than of height and width")
-    size = list(shape[2:])
-    if mode == "nearest":
-        rounding = r.options.get("nearest_mode", "round_prefer_floor")
-        whole = all(new % old == 0 for new, old in zip(size, r.shapes[r.name(0)][2:], strict=True))
-        floors = (place, rounding) == ("asymmetric", "floor")
-        # Whole factors: half a pixel, rounded, falls on the same pixels.
-        if not floors and not (whole and place == "half_pixel" and rounding.startswith("round")):
-            raise r.refuse(f"the nearest pixel by {place!r} and {rounding!r}")
-        return partial(F.interpolate, size=size, mode="nearest")
-    if mode != "linear" or place not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise r.refuse(f"mode {mode!r} with {place!r}")
-    corners = place == "align_corners"
-    return partial(F.interpolate, size=size, mode="bilinear", align_corners=corners)
-
-
-@_handles("DepthToSpace")
-def _depth_to_space(r: _Reading) -> _Function:
-    size = int(r.options["blocksize"])
-    if r.options.get("mode", "DCR") == "CRD":
-        return partial(F.pixel_shuffle, upscale_factor=size)
-
-    def call(x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        x = x.reshape(batch, size, size, channels // size**2, height, width)
-        return x.permute(0, 3, 4, 1, 5, 2).reshape(batch, -1, height * size, width * size)
-
-    return call
-
-
-@_handles("SpaceToDepth")
-def _space_to_depth(r: _Reading) -> _Function:
-    size = int(r.options["blocksize"])
-
-    def call(x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        x = x.reshape(batch, channels, height // size, size, width // size, size)
-        return x.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, height // size, width // size)
-
-    return call
-
-
-@_handles("Split")
-def _split(r: _Reading) -> _Function:
-    axis = int(r.options.get("axis", 0))
-    sizes = r.integers(1, "split")
-    if sizes is None:
-        shape = r.shapes.get(r.name(0))
-        if shape is None:
-            raise r.refuse("an input of unknown shape")
-        part = -(-shape[axis] // len(r.node.output))
-        sizes = [part] * (len(r.node.output) - 1)
-        sizes.append(shape[axis] - sum(sizes))
-    return partial(torch.split, split_size_or_sections=sizes, dim=axis)
-
-
-@_handles("Cast")
-def _cast(r: _Reading) -> _Function:
-    import onnx
-
-    kinds = {
-        onnx.TensorProto.FLOAT: torch.float32,
-        onnx.TensorProto.FLOAT16: torch.float16,
-        onnx.TensorProto.INT32: torch.int32,
-        onnx.TensorProto.INT64: torch.int64,
-    }
-    if (kind := r.options.get("to")) not in kinds:
-        raise r.refuse(f"element type {kind}")
-    return lambda x: x.to(kinds[kind])
-
-
-_HANDLERS["Dropout"] = _HANDLERS["Identity"] = lambda r: _first(r)
-
-
-def _first(r: _Reading) -> _Function:
-    r.known = set(range(1, len(r.node.input)))
-    return torch.clone
-
-
-_PLAIN: dict[str, _Function] = {
-    "Abs": torch.abs,
-    "Add": torch.add,
-    "Div": torch.div,
-    "Erf": torch.erf,
-    "Exp": torch.exp,
-    "HardSwish": F.hardswish,
-    "MatMul": torch.matmul,
-    "Mish": F.mish,
-    "Mul": torch.mul,
-    "Neg": torch.neg,
-    "Pow": torch.pow,
-    "Relu": F.relu,
-    "Sigmoid": torch.sigmoid,
-    "Softplus": F.softplus,
-    "Sqrt": torch.sqrt,
-    "Sub": torch.sub,
-    "Tanh": torch.tanh,
-}
