@@ -82,8 +82,8 @@ class _Watched:
         self._predictor = predictor
         self.guessed: list[tuple[str, Sequence[str]]] = []
 
-    def predict(self, model: onnx.ModelProto) -> object:
-        prediction = self._predictor.predict(model)
+    def predict_quickly(self, model: onnx.ModelProto) -> object:
+        prediction = self._predictor.predict_quickly(model)
         self.guessed += [
             (one.kernel.op, one.nodes) for one in prediction.kernels if one.source == "roofline"
         ]

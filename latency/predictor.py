@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
+    from devices.runtimes.base import Runtime
     from latency.card import DeviceCard
 
 __all__ = ["FIT_VERSION", "Predictor"]
@@ -153,6 +154,28 @@ class Predictor:
             raise InvalidInputError(f"{label}{error}") from error
         found = self.predict_graph(graph)
         return replace(found, kernels_from="card", warnings=(*found.warnings, warning))
+
+    def predict_quickly(self, model: onnx.ModelProto) -> Prediction:
+        """As `predict`, for tables that are read off hundreds of networks.
+
+        Where the runtime takes seconds to compile, kernels come from the card's fusion rules if
+        these know every pattern of the network.
+
+        Args:
+            model: an ONNX model with fixed shapes, or with a symbolic batch.
+
+        Raises:
+            InvalidInputError: as `predict`.
+            UnavailableError: as `predict`.
+        """
+        from devices.onnx_files import fix_shapes
+
+        rules = self.card.fusion_rules
+        if rules is not None and self._compiles and self._runtime.slow_to_compile:
+            graph, unknown = explain(rules, fix_shapes(model, self.card.settings.batch))
+            if not unknown:
+                return replace(self.predict_graph(graph), kernels_from="card")
+        return self.predict(model)
 
     def predict_graph(self, graph: KernelGraph) -> Prediction:
         """As `predict`, for kernels that were read already.
@@ -270,13 +293,19 @@ class Predictor:
     def _compiles(self) -> bool:
         return self.card.is_this_machine()
 
+    @cached_property
+    def _runtime(self) -> Runtime:
+        """One for all networks: what starts a child process starts it once."""
+        from devices.runtimes import get_runtime
+
+        return get_runtime(self.card.runtime)
+
     def _compiled(self, model: onnx.ModelProto) -> KernelGraph:
         """The kernels as the card's runtime compiles them, here and now."""
-        from devices.runtimes import get_runtime
         from latency.executed import executed_here
 
-        runtime, per_op_times = get_runtime(self.card.runtime), self.card.per_op_times
-        return read_kernels(model, executed_here(model, runtime, self.card.settings, per_op_times))
+        settings, per_op_times = self.card.settings, self.card.per_op_times
+        return read_kernels(model, executed_here(model, self._runtime, settings, per_op_times))
 
     def _by_rules(self, model: onnx.ModelProto) -> tuple[KernelGraph, str]:
         """The kernels by the rules that the card holds, and a line that says so."""

@@ -249,6 +249,8 @@ class Runtime(ABC):
         source: what it converts from.
         simulated: whether its times are computed instead of measured; whatever is made with it is
             marked so.
+        slow_to_compile: whether compiling takes seconds, so that tables of hundreds of networks are
+            made without it where a card's fusion rules allow.
         python_parts: modules that running needs from Python alone; their memory does not count as
             the model's.
     """
@@ -257,6 +259,7 @@ class Runtime(ABC):
     python_parts: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[Literal["onnx", "torch"]] = "onnx"
     simulated: ClassVar[bool] = False
+    slow_to_compile: ClassVar[bool] = False
 
     @abstractmethod
     def status(self) -> RuntimeStatus:

@@ -94,6 +94,7 @@ class ExecuTorch(ContainedRuntime):
     name: ClassVar[str] = "executorch"
     source: ClassVar[Literal["onnx", "torch"]] = "torch"
     inner: ClassVar[str] = "devices.runtimes.executorch:ExecuTorchHere"
+    slow_to_compile: ClassVar[bool] = True
 
 
 class ExecuTorchModel(CompiledModel):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_kernel import graph_of
 
 from devices.errors import InvalidInputError
+from devices.runtimes.onnxruntime import OnnxRuntime
 from devices.runtimes.simulated import RUN_MS, SimulatedRuntime
 from latency import DeviceCard, Prediction, Predictor, measure_models, profile_device
 from latency.graph_builder import GraphBuilder
@@ -350,6 +351,40 @@ class TestHonesty:
         data = json.loads(json.dumps(found.to_json()))
         assert data["latency_ms"] == found.latency_ms
         assert len(data["kernels"]) == len(found.kernels)
+
+
+class TestQuickly:
+    @pytest.fixture
+    def slow(self, real_card: DeviceCard, monkeypatch) -> Predictor:
+        """Of a card whose runtime says that it takes seconds to compile."""
+        monkeypatch.setattr(OnnxRuntime, "slow_to_compile", True)
+        return Predictor.from_card(real_card)
+
+    def test_known_patterns_need_no_compiling(self, slow: Predictor, network, monkeypatch) -> None:
+        expected = slow.predict(network)
+
+        def refuse(*arguments: object) -> None:
+            raise AssertionError("compiled")
+
+        monkeypatch.setattr(OnnxRuntime, "compile", refuse)
+        found = slow.predict_quickly(network)
+        assert found.kernels_from == "card" and found.warnings == expected.warnings
+        assert found.latency_ms == pytest.approx(expected.latency_ms, rel=0.02)
+
+    def test_an_unknown_pattern_is_compiled(self, slow: Predictor) -> None:
+        found = slow.predict_quickly(exotic())
+        assert found.kernels_from == "runtime"
+        assert found.latency_ms == slow.predict(exotic()).latency_ms
+
+    def test_a_fast_compiler_is_asked(self, real: Predictor, network) -> None:
+        assert real.predict_quickly(network).kernels_from == "runtime"
+
+    def test_one_runtime_serves_all_networks(self, simulated_card: DeviceCard, network) -> None:
+        predictor = Predictor.from_card(simulated_card)
+        predictor.predict(network)
+        runtime = predictor._runtime
+        predictor.predict(exotic())
+        assert predictor._runtime is runtime
 
 
 class TestInput:
