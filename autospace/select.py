@@ -18,7 +18,7 @@ from devices.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["check_limits", "largest_network", "select", "slack_limits"]
+__all__ = ["check_limits", "largest_network", "select", "slack_limits", "smallest_network"]
 
 _FLOOR = 1e-9
 _SOLVED = 0
@@ -73,11 +73,29 @@ def largest_network(tables: Sequence[CostTable], limits: Sequence[Limit]) -> tup
         table.largest > limit.value for table, limit in zip(tables, limits, strict=True)
     ):
         return None
+    return tuple(int(np.argmax(shares)) for shares in _shares(tables, limits))
+
+
+def smallest_network(tables: Sequence[CostTable], limits: Sequence[Limit]) -> tuple[int, ...]:
+    """The network that costs least, whether or not it keeps the limits.
+
+    Args:
+        tables: one for each limit, at least one; costs are summed as shares of theirs.
+        limits: upper bounds.
+
+    Returns:
+        Candidate indices.
+    """
+    return tuple(int(np.argmin(shares)) for shares in _shares(tables, limits))
+
+
+def _shares(tables: Sequence[CostTable], limits: Sequence[Limit]) -> list[NDArray[np.float64]]:
+    """For each block, what its candidates cost, in shares of the limits."""
     weighted = [
         [np.asarray(row) / limit.value for row in table.values]
         for table, limit in zip(tables, limits, strict=True)
     ]
-    return tuple(int(np.argmax(np.sum(rows, 0))) for rows in zip(*weighted, strict=True))
+    return [np.sum(rows, 0) for rows in zip(*weighted, strict=True)]
 
 
 def select(

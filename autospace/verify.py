@@ -15,7 +15,7 @@ keeps and uses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,10 @@ from autospace.events import Progress, silent
 from autospace.files import content_hash, write_json
 from autospace.proxyless import SearchedNet
 from autospace.ranking import preferred
+from autospace.recalibration import Choice, Recalibration
 from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
-from autospace.select import largest_network, select
+from autospace.select import largest_network, select, smallest_network
 from autospace.space import Architecture
 from autospace.training import classified_right, recalibrate_norms
 from devices.errors import InvalidInputError, UsageError
@@ -38,10 +39,7 @@ from devices.measurement import Measurement
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Candidate", "Chosen", "Measure", "Recalibration", "choose_networks"]
-
-Choice = tuple[int, ...]
-"""A network by its candidate in each block."""
+__all__ = ["Candidate", "Chosen", "Measure", "choose_networks"]
 
 Measure = Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]
 """Measures networks on the device, interleaved; names are the architectures' hashes."""
@@ -57,8 +55,6 @@ _MARGIN = 0.03
 """What a measurement's bound, and `_AGAIN`, are above it before there is one to tell."""
 _USES = (0.985, 0.95, 0.0)
 """Shares of a limit that proposals have to use: less only where there are not enough."""
-_PULL = 0.1
-_CARDS_OFF = 0.2
 """How far the slope of a card's predictions is off, and their offset, by experience."""
 
 
@@ -110,45 +106,6 @@ class Candidate:
             "excess": self.excess,
             "excess_again": self.excess_again,
         }
-
-
-@dataclass(frozen=True)
-class Recalibration:
-    """How predictions are corrected by what was measured: ``factor · predicted + offset``.
-
-    Attributes:
-        factor: on every entry of the table.
-        offset_ms: on its fixed part.
-    """
-
-    factor: float = 1.0
-    offset_ms: float = 0.0
-
-    @staticmethod
-    def fit(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Recalibration:
-        """The line through predicted and measured, in relative least squares.
-
-        Few, equal or noisy pairs cannot tell a slope from an offset. So both are drawn towards the
-        plain median ratio, from which a card is off by a fifth or so, the more the farther the
-        pairs are from any line; and a slope that no card can be off by is not believed.
-        """
-        predicted, measured = np.asarray(predicted_ms), np.asarray(measured_ms)
-        ratio = float(np.median(measured / predicted))
-        typical = float(np.median(measured))
-        rows = np.stack([predicted / measured, 1 / measured], 1)
-
-        def fitted(pull: float) -> NDArray[np.float64]:
-            towards = pull * np.diag([1 / ratio, 1 / typical])
-            goal = np.concatenate([np.ones(len(rows)), towards @ [ratio, 0.0]])
-            found = np.linalg.lstsq(np.concatenate([rows, towards]), goal, rcond=None)[0]
-            return np.asarray(found)
-
-        off = rows @ fitted(_PULL) - 1
-        noise = float(np.sqrt(off @ off / max(1, len(off) - 2)))
-        factor, offset = fitted(max(_PULL, noise / _CARDS_OFF))
-        if not ratio / 2 < factor < 2 * ratio:
-            return Recalibration(ratio)
-        return Recalibration(float(factor), float(offset))
 
 
 @dataclass(frozen=True)
@@ -235,7 +192,7 @@ def choose_networks(
         if measure is None or latency_table is None or all(member.done for member in members):
             break
         coming = options.proposals * sum(not member.done for member in members)
-        recalibration = known.recalibration(every)
+        recalibration = known.recalibration(latency_table, every)
         margin = known.margin(every, len(every) + coming)
     chosen = [_best(member, members, known) for member in members]
     if record is not None:
@@ -282,9 +239,7 @@ class _Member:
         """
         searched, seen = self.searched, self.seen
         tables = [
-            table.recalibrated(recalibration.factor, recalibration.offset_ms)
-            if table.metric == "latency_ms"
-            else table
+            recalibration.of(table) if table.metric == "latency_ms" else table
             for table in searched.tables
         ]
         limits = [
@@ -307,9 +262,12 @@ class _Member:
                         use=use, exclude=[*seen, *found],
                     )  # fmt: skip
         except UsageError:
-            # The very smallest network may fit by measurement though not by the prediction.
+            # The very smallest network may fit by measurement though not by the prediction; and
+            # what is slow in all that were measured may be in no other network.
             if not seen:
                 found = select(searched.probabilities, searched.tables, searched.limits, count)
+            elif (smallest := smallest_network(tables, limits)) not in seen:
+                found = [smallest]
         if found:
             self.rounds.append(found)
             self.used.append(recalibration)
@@ -399,14 +357,14 @@ class _Known:
         right = [self._right[one.choice] for one in ordered]
         return ordered[preferred(right, [one.use for one in ordered])]
 
-    def recalibration(self, choices: Iterable[Choice]) -> Recalibration:
-        """The line through predictions and what was measured."""
+    def recalibration(self, table: CostTable, choices: Iterable[Choice]) -> Recalibration:
+        """Of the latency table, by those that were measured."""
         pairs = [
-            (self._table.total(choice), measured.latency_ms)
+            (choice, measured.latency_ms)
             for choice in choices
-            if self._table and (measured := self.measured.get(self.architecture(choice).hash))
+            if (measured := self.measured.get(self.architecture(choice).hash))
         ]
-        return Recalibration.fit(*zip(*pairs, strict=True))
+        return Recalibration.fit(table, *zip(*pairs, strict=True))
 
     def margin(self, choices: Iterable[Choice], compared: int) -> float:
         """How far a measurement has to be below a limit, when so many networks are compared."""
@@ -486,6 +444,7 @@ def _write(
                     "round": number,
                     "factor": recalibration.factor,
                     "offset_ms": recalibration.offset_ms,
+                    "shifts": [asdict(shift) for shift in recalibration.shifts],
                     "candidates": [one.to_json() for one in row],
                 }
                 for number, (row, recalibration) in enumerate(

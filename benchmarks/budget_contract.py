@@ -36,6 +36,7 @@ from autospace.files import check_writable, content_hash, read_document, write_j
 from autospace.genotype import REFERENCE_CELLS
 from autospace.inspecting import inspect_file
 from autospace.proxyless import SearchedNet, search_space
+from autospace.recalibration import Recalibration
 from autospace.search_options import SearchOptions
 from autospace.seeding import Seed
 from autospace.select import select
@@ -49,7 +50,7 @@ from autospace.steps import (
     measuring_on,
     target_skeleton,
 )
-from autospace.verify import Chosen, Recalibration, choose_networks
+from autospace.verify import Chosen, choose_networks
 from benchmarks.cards import completed, covered_cost, profiled
 from benchmarks.conditions import RESULTS
 from benchmarks.contract_report import CLOSE, report_lines, summary
@@ -337,15 +338,16 @@ def _offered(member: SearchedNet, chosen: Chosen) -> bool:
 
     By exact selection with the table, corrected by what this search measured.
     """
-    pairs = [
-        (one.predicted_ms, one.measured.latency_ms)
+    measured = [
+        (one.choice, one.measured.latency_ms)
         for row in chosen.rounds
         for one in row
-        if one.measured is not None and one.predicted_ms
+        if one.measured is not None
     ]
-    line = Recalibration.fit(*zip(*pairs, strict=True)) if pairs else Recalibration()
     tables = [
-        table.recalibrated(line.factor, line.offset_ms) if table.metric == "latency_ms" else table
+        Recalibration.fit(table, *zip(*measured, strict=True)).of(table)
+        if measured and table.metric == "latency_ms"
+        else table
         for table in member.tables
     ]
     try:

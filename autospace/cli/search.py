@@ -20,10 +20,14 @@ from autospace.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from autospace.recalibration import Recalibration
     from autospace.steps import FamilyResult, SearchResult
-    from autospace.verify import Candidate
+    from autospace.verify import Candidate, Chosen
 
 __all__ = ["command"]
+
+_SHOWN = 3
+"""Candidates that recalibration moved by themselves, in a line."""
 
 
 @click.command("search")
@@ -224,6 +228,7 @@ def _save_network(session: Session, result: SearchResult, output: Path) -> None:
     for number, one in enumerate(chosen.recalibrations[1:], 2):
         session.say(
             f"recalibrated for round {number}: {one.factor:.3f} × predicted {one.offset_ms:+.3g} ms"
+            f"{_entries(one, chosen)}"
         )
     session.say(
         f"{output}: {best.architecture.hash} · {best.architecture.params / 1e6:.4g}M parameters · "
@@ -266,6 +271,24 @@ def _save_family(session: Session, result: FamilyResult, outputs: Sequence[Path]
     for warning in result.warnings:
         session.note(f"warning: {warning}")
     session.result({"pareto": str(document), "picture": str(picture), **report})
+
+
+def _entries(recalibration: Recalibration, chosen: Chosen) -> str:
+    """The candidates that cost more or less than the line says, the farthest first."""
+    labels = {
+        (index, candidate): block.label
+        for row in chosen.rounds
+        for one in row
+        for index, (candidate, block) in enumerate(
+            zip(one.choice, one.architecture.blocks, strict=True)
+        )
+    }
+    shown, more = recalibration.shifts[:_SHOWN], len(recalibration.shifts) - _SHOWN
+    parts = [
+        f"; block {one.block} with {labels[one.block, one.candidate]} {one.shift_ms:+.3g} ms"
+        for one in shown
+    ]
+    return "".join(parts) + (f"; {more} more" if more > 0 else "")
 
 
 def _figures(one: Candidate) -> tuple[str, ...]:
