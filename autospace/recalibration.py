@@ -2,11 +2,12 @@
 
 First by a line through predicted and measured, for what a card is off as a whole. What the line
 leaves goes to single entries of the table: a runtime may have no fast kernel for an operation that
-its card knows too little of, and then some candidates cost many times their prediction. Which
-entries move is found by sparse Bayesian learning (Tipping, 2001): each has a prior of a width of
+its card knows too little of, and then some candidates cost many times their prediction. Either a
+few entries move, found by sparse Bayesian learning (Tipping, 2001): each has a prior of a width of
 its own around no move, and the widths are those that make the measurements most likely, which is
-zero for most. An entry moves only if that explains the measurements better by more than chance.
-(Ours; neither paper recalibrates.)
+zero for most. Or all move a little, each by about the same part of itself. What explains the
+measurements best counts, and only if it does so by more than chance. (Ours; neither paper
+recalibrates.)
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)
 """How far two measurements of a network differ, as a part of it."""
 _EVIDENCE = 3.0
 """By how much, in logarithms of odds, each entry that moves has to explain them better."""
+_SCALES = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""How far all entries alike may be off, as parts of themselves."""
 _STEPS = 60
 """Of the fixed-point iteration for the widths."""
 _GONE = 1e-9
@@ -168,22 +171,27 @@ def _shifts(
     plain = max(_evidence(left, np.diag((noise * measured) ** 2)) for noise in _NOISES)
     if len(choices) < 2 or not used:
         return plain, ()
-    best, moved = max(
-        (_relevant(left, holds, noise * measured, entries.mean()) for noise in _NOISES),
-        key=lambda found: found[0],
-    )
+    few = [_few(left, holds, noise * measured, entries.mean()) for noise in _NOISES]
+    sizes = np.maximum(entries, entries.mean())
+    many = [
+        _moved(left, holds, (scale * sizes) ** 2, noise * measured)
+        for noise in _NOISES
+        for scale in _SCALES
+    ]
+    found = [*few, *((evidence - _EVIDENCE, moved) for evidence, moved in many)]
+    best, moved = max(found, key=lambda one: one[0])
     if best <= plain:
         return plain, ()
     moved = np.maximum(moved, (_LEAST - 1) * entries)
-    found = [
+    shifts = [
         Shift(block, candidate, float(shift))
         for (block, candidate), shift in zip(used, moved, strict=True)
         if shift
     ]
-    return best, tuple(sorted(found, key=lambda one: -abs(one.shift_ms)))
+    return best, tuple(sorted(shifts, key=lambda one: -abs(one.shift_ms)))
 
 
-def _relevant(
+def _few(
     left: NDArray[np.float64],
     holds: NDArray[np.float64],
     noise: NDArray[np.float64],
@@ -208,9 +216,19 @@ def _relevant(
         known = widths * np.einsum("ne,ne->e", holds, np.linalg.solve(spread, holds))
         widths = np.where(known > _GONE, moved**2 / np.maximum(known, _GONE), 0.0)
     kept = np.abs(moved) > _SMALL * typical
-    spread = (holds * np.where(kept, widths, 0.0)) @ holds.T + np.diag(noise**2)
-    moved = np.where(kept, widths, 0.0) * (holds.T @ np.linalg.solve(spread, left))
-    return _evidence(left, spread) - _EVIDENCE * kept.sum(), moved
+    evidence, moved = _moved(left, holds, np.where(kept, widths, 0.0), noise)
+    return evidence - _EVIDENCE * kept.sum(), moved
+
+
+def _moved(
+    left: NDArray[np.float64],
+    holds: NDArray[np.float64],
+    widths: NDArray[np.float64],
+    noise: NDArray[np.float64],
+) -> tuple[float, NDArray[np.float64]]:
+    """The evidence for priors of these widths (squared), and by how much entries are then moved."""
+    spread = (holds * widths) @ holds.T + np.diag(noise**2)
+    return _evidence(left, spread), widths * (holds.T @ np.linalg.solve(spread, left))
 
 
 def _evidence(left: NDArray[np.float64], spread: NDArray[np.float64]) -> float:
