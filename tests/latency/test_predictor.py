@@ -369,7 +369,7 @@ class TestQuickly:
         monkeypatch.setattr(OnnxRuntime, "compile", refuse)
         found = slow.predict_quickly(network)
         assert found.kernels_from == "card" and found.warnings == expected.warnings
-        assert found.latency_ms == pytest.approx(expected.latency_ms, rel=0.02)
+        assert found.latency_ms == pytest.approx(expected.latency_ms, rel=0.05)
 
     def test_an_unknown_pattern_is_compiled(self, slow: Predictor) -> None:
         found = slow.predict_quickly(exotic())
