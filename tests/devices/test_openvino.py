@@ -95,7 +95,7 @@ class TestTimes:
         assert set(nodes) <= names
         # What takes less than a microsecond is not counted: a few layers, on fast processors.
         layers = {node.name for node in executed.graph.node if node.op_type == "Conv"}
-        assert len(layers & set(nodes)) >= 0.75 * len(layers)
+        assert len(layers & set(nodes)) > 0.5 * len(layers)
 
     def test_means_between_two_looks_at_the_counters(self) -> None:
         # 3 runs of 10.4 µs, then 6 of 20.4: each is cut off to 10 and 20, their means again.
