@@ -12,8 +12,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from devices.errors import InvalidInputError
-from devices.onnx_files import one_line
+from devices.onnx_files import copied, inferred, opset_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,19 +36,14 @@ def with_border_counted(model: onnx.ModelProto) -> onnx.ModelProto:
     opset 7.
 
     Raises:
-        InvalidInputError: the model's shapes are wrong.
+        InvalidInputError: the model's shapes are wrong, or it is too large to copy.
     """
     import onnx
 
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    copy = type(model)()
-    copy.CopyFrom(model)
-    if opset < _SINCE or not any(n.op_type == "AveragePool" for n in model.graph.node):
-        return copy
-    try:
-        shaped = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except Exception as error:  # InferenceError, or the parser's own
-        raise InvalidInputError(f"model: its shapes are wrong ({one_line(error)}).") from error
+    if opset_of(model) < _SINCE or not any(n.op_type == "AveragePool" for n in model.graph.node):
+        return model
+    copy = copied(model)
+    shaped = inferred(model)
     types = {
         value.name: value.type.tensor_type
         for value in (*shaped.graph.input, *shaped.graph.value_info)

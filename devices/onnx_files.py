@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
+    "copied",
     "dtype_name",
     "fix_shapes",
+    "inferred",
     "input_specs",
     "name_nodes",
     "one_line",
+    "opset_of",
     "parse_onnx",
     "parse_skeleton",
     "random_inputs",
@@ -202,7 +205,7 @@ def fix_shapes(
             )
     if all(_ranked(value) and _stated(value) == sizes[name] for name, value in inputs.items()):
         return model
-    copy = _copied(model)
+    copy = copied(model)
     for value in _true_inputs(copy):
         shape = value.type.tensor_type.shape
         del shape.dim[:]
@@ -269,13 +272,32 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     names = [node.name for node in model.graph.node]
     if all(names) and len(set(names)) == len(names):
         return model
-    copy = _copied(model)
+    copy = copied(model)
     seen: set[str] = set()
     for index, node in enumerate(copy.graph.node):
         name = node.name or next((out for out in node.output if out), node.op_type)
         node.name = name if name not in seen else f"{name}#{index}"
         seen.add(node.name)
     return copy
+
+
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shapes of everything between inputs and outputs.
+
+    Raises:
+        InvalidInputError: they contradict each other.
+    """
+    import onnx
+
+    try:
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:  # InferenceError, or the parser's own
+        raise InvalidInputError(f"model: its shapes are wrong ({one_line(error)}).") from error
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of ONNX's own operations; 0 where none is imported."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
@@ -519,7 +541,12 @@ def _byte_count(tensor: onnx.TensorProto) -> int | None:
     return count
 
 
-def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy to change.
+
+    Raises:
+        InvalidInputError: the model is larger than the format allows.
+    """
     copy = type(model)()
     try:
         copy.CopyFrom(model)

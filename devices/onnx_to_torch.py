@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from devices.errors import InvalidInputError
-from devices.onnx_files import one_line
+from devices.onnx_files import inferred, one_line, opset_of
 from devices.torch_node import Function, NodeReading
 from devices.torch_operations import ARITHMETIC, PLAIN
 from devices.torch_shapes import SHAPES
@@ -155,12 +155,9 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
     """
     import onnx
 
-    try:
-        shaped = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except Exception as error:  # InferenceError, or the parser's own
-        raise InvalidInputError(f"model: its shapes are wrong ({one_line(error)}).") from error
+    shaped = inferred(model)
     graph = shaped.graph
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     shapes = _shapes(graph, arrays)
     constants = dict(arrays)

@@ -67,7 +67,7 @@ class LiteRtHere(FromTorch):
         from devices.onnx_averages import with_border_counted
         from devices.onnx_to_torch import torch_module
 
-        # Others become sums of windows, which are 20 to 30 times as slow.
+        # The converter makes sums of windows of other averages: 25 to 30 times as slow, by hand.
         module = torch_module(with_border_counted(model))
         with refusals("model", self.name), _quiet():
             data = _file(module, input_specs(model))

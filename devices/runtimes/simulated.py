@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from devices.errors import InvalidInputError, UnavailableError
 from devices.onnx_files import (
     fix_shapes,
+    inferred,
     input_specs,
     name_nodes,
     one_line,
@@ -86,14 +87,8 @@ class SimulatedRuntime(Runtime):
         Raises:
             InvalidInputError: the model is unreadable, has dynamic dimensions or wrong shapes.
         """
-        import onnx
-
         self.require(settings)
-        proto = name_nodes(fix_shapes(parse_onnx(model), settings.batch))
-        try:
-            proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
-        except onnx.shape_inference.InferenceError as error:
-            raise InvalidInputError(f"model: its shapes are wrong ({one_line(error)}).") from error
+        proto = inferred(name_nodes(fix_shapes(parse_onnx(model), settings.batch)))
         data = proto.SerializeToString(deterministic=True)
         return CompiledGraph(
             runtime=self.name,

@@ -139,7 +139,7 @@ def test_a_model_too_large_to_be_written_is_refused_in_one_line(monkeypatch) -> 
     with pytest.raises(InvalidInputError, match="above 2 GB"):
         to_bytes(Huge())
     with pytest.raises(InvalidInputError, match="above 2 GB"):
-        onnx_files._copied(Huge())
+        onnx_files.copied(Huge())
 
 
 # -- weights in other files ------------------------------------------------------------------------
