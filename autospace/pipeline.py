@@ -29,7 +29,7 @@ from autospace.skeleton import Skeleton, find_skeleton
 from autospace.space import Architecture, SearchSpace
 from autospace.training import TrainedNetwork
 from devices.errors import BudgetError, InvalidInputError, UsageError
-from devices.measurement import Measurement, slow_warning
+from devices.measurement import Measurement, speed_warning
 
 __all__ = ["STAGES", "Reporter", "newest_network", "run_pipeline"]
 
@@ -453,7 +453,7 @@ def _write_verdict(
         warning.replace(str(card), card.name)
         for warning in (*device.warnings, *(prediction.warnings if prediction else ()))
     ]
-    slow = slow_warning([measurement] if measurement else [])
+    slow = speed_warning([measurement] if measurement else [])
     if slow is not None:
         warnings.append(slow)
     if measured is None:

@@ -3,9 +3,8 @@
 The exact solver proposes; held-out accuracy with the supernet's weights ranks; the device
 measures. What was measured recalibrates the latency table, and the choice is repeated until a
 network uses the limit. A network keeps a limit if its one-sided 95 % bound does, corrected for
-the number of networks measured. Of those that keep it, the ones come first that would still keep
-it if another series of visits came out a little higher, for the exported file will be measured
-again; which of them is taken, `autospace.ranking` says.
+the number of networks measured; what series of visits are apart is in it, for the exported file
+will be measured again. Which of those that keep it is taken, `autospace.ranking` says.
 
 A family (one supernet, several limits) is verified together: all candidates of a round are
 measured interleaved, all of them recalibrate the one table, and each may serve any limit that it
@@ -47,15 +46,10 @@ Measure = Callable[[Mapping[str, Architecture]], Mapping[str, Measurement]]
 _CONFIDENCE = 0.95
 _CLOSE = 0.01
 """A network whose bound is within this part below a limit uses it: no more rounds."""
-_AGAIN = 0.01
-"""By what part another series of visits to the same network may well come out higher."""
-_ABOUT = 0.95
-"""Of the largest use: a network that keeps a limit again may use that much less."""
 _MARGIN = 0.03
-"""What a measurement's bound, and `_AGAIN`, are above it before there is one to tell."""
+"""What a measurement's bound is above it before there is one to tell."""
 _USES = (0.985, 0.95, 0.0)
 """Shares of a limit that proposals have to use: less only where there are not enough."""
-"""How far the slope of a card's predictions is off, and their offset, by experience."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,6 @@ class Candidate:
         measured: on the device; None where it could not be measured.
         use: the largest share of a limit that is used, by measurement where there is one.
         excess: the largest ratio of a cost's bound to its limit, minus 1.
-        excess_again: the same if another measurement came out higher, as it well may.
     """
 
     choice: Choice
@@ -84,7 +77,6 @@ class Candidate:
     measured: Measurement | None
     use: float
     excess: float
-    excess_again: float
 
     @property
     def kept(self) -> bool:
@@ -104,7 +96,6 @@ class Candidate:
             "kept": self.kept,
             "use": self.use,
             "excess": self.excess,
-            "excess_again": self.excess_again,
         }
 
 
@@ -186,7 +177,7 @@ def choose_networks(
                 known.measured.update(measure(asked))
         for member in members:
             own = [known.judged(one, member.searched, len(every)) for one in member.seen]
-            member.done = member.done or any(-_CLOSE < one.excess_again <= 0 for one in own)
+            member.done = member.done or any(-_CLOSE < one.excess <= 0 for one in own)
         if record is not None:
             _write(record, members, [None] * len(members), known, digest)
         if measure is None or latency_table is None or all(member.done for member in members):
@@ -320,7 +311,7 @@ class _Known:
         architecture = self.architecture(choice)
         predicted = self._table.total(choice) if self._table else None
         measured = self.measured.get(architecture.hash)
-        use, excess, excess_again = 0.0, -1.0, -1.0
+        use, excess = 0.0, -1.0
         for limit in searched.limits:
             if limit.metric == "madds":
                 cost = bound = float(architecture.madds)
@@ -330,9 +321,6 @@ class _Known:
                 assert predicted is not None
                 cost = bound = predicted
             use, excess = max(use, cost / limit.value), max(excess, bound / limit.value - 1)
-            if limit.metric == "latency_ms":
-                bound *= 1 + _may_rise(measured)
-            excess_again = max(excess_again, bound / limit.value - 1)
         return Candidate(
             choice=choice,
             architecture=architecture,
@@ -348,7 +336,6 @@ class _Known:
             measured=measured,
             use=use,
             excess=excess,
-            excess_again=excess_again,
         )
 
     def preferred(self, candidates: Sequence[Candidate]) -> Candidate:
@@ -369,17 +356,8 @@ class _Known:
     def margin(self, choices: Iterable[Choice], compared: int) -> float:
         """How far a measurement has to be below a limit, when so many networks are compared."""
         found = [self.measured.get(self.architecture(choice).hash) for choice in choices]
-        ratios = [
-            (1 + _may_rise(one)) * one.upper_ms(_level(compared)) / one.latency_ms
-            for one in found
-            if one
-        ]
+        ratios = [one.upper_ms(_level(compared)) / one.latency_ms for one in found if one]
         return float(np.median(ratios)) - 1
-
-
-def _may_rise(measured: Measurement | None) -> float:
-    """By what part another measurement may be above this one's bound; none where none is real."""
-    return 0.0 if measured is None or measured.simulated else _AGAIN
 
 
 def _level(compared: int) -> float:
@@ -416,9 +394,7 @@ def _best(member: _Member, members: Sequence[_Member], known: _Known) -> Candida
     judged = [known.judged(choice, member.searched, len(every)) for choice in every]
     kept = [one for one in judged if one.kept]
     if kept:
-        most = max(one.use for one in kept)
-        again = [one for one in kept if one.excess_again <= 0 and one.use >= _ABOUT * most]
-        return known.preferred(again or kept)
+        return known.preferred(kept)
     return min(judged, key=lambda one: (one.excess, -one.validation_accuracy))
 
 

@@ -35,19 +35,22 @@ def verdict(search: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, An
 
     Returns:
         `share`: the largest cost as a share of its limit; `sure`: the same with the lower end of
-        the 90 % interval; `missed`: the metrics that are above their limit with all of it.
+        the 90 % interval; `missed`: the metrics that are above their limit with all of it;
+        `series`: the latency by that of the search's own series, None without one.
     """
-    share, sure, missed = 0.0, 0.0, []
+    share, sure, missed, series = 0.0, 0.0, [], None
     for limit in search["limits"]:
         if limit["metric"] == "madds":
             cost = low = float(again["madds"])
         else:
             measured = Measurement.from_json(again["measured"])
             cost, low = measured.latency_ms, measured.low_ms
+            first_ms = search.get("measured_ms")
+            series = cost / first_ms if first_ms else None
         share, sure = max(share, cost / limit["value"]), max(sure, low / limit["value"])
         if low > limit["value"]:
             missed.append(limit["metric"])
-    return {"share": share, "sure": sure, "missed": missed}
+    return {"share": share, "sure": sure, "missed": missed, "series": series}
 
 
 def summary(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -106,10 +109,9 @@ def summary(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dic
             kind: _mean([1 - row["share"] for row in close if row["kind"] == kind])
             for kind in kinds
         },
-        "slack_quantiles": (
-            [float(x) for x in np.quantile([1 - row["share"] for row in close], (0.5, 0.9))]
-            if close
-            else None
+        "slack_quantiles": _quantiles([1 - row["share"] for row in close], (0.5, 0.9)),
+        "series_quantiles": _quantiles(
+            [row["series"] - 1 for row in judged if row["series"]], (0.1, 0.5, 0.9)
         ),
         "slack_to_bound": _mean([1 - row["bound"] for row in close]),
         "slack_of_closest": _mean([1 - row["closest"] for row in close if row["closest"]]),
@@ -130,6 +132,10 @@ def _met(found: float | None, most: float) -> bool | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def _quantiles(values: Sequence[float], shares: Sequence[float]) -> list[float] | None:
+    return [float(x) for x in np.quantile(values, shares)] if values else None
 
 
 def _miss(row: Mapping[str, Any]) -> str:
@@ -169,6 +175,12 @@ def report_lines(result: Mapping[str, Any]) -> list[str]:
         f"no network of the space keeps both limits; {result['not_kept_but_within']} nearest "
         "networks are within the limits after all)",
     ]
+    if result["series_quantiles"]:
+        low, middle, high = (f"{one:+.1%}" for one in result["series_quantiles"])
+        lines.append(
+            f"latencies of the second series by those of the search's: {middle} in the median, "
+            f"10th and 90th percentile {low} and {high}"
+        )
     if wanted > made:
         lines.append(f"not yet: {wanted - made} searches")
     if result["waiting"]:

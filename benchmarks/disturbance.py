@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from devices.measurement import ACCEPT_RATIO
+from devices.visits import ACCEPT_RATIO
 from latency import DeviceCard, profile_device
 from latency.card_rows import ANCHOR
 

@@ -56,6 +56,7 @@ def prediction_speed(
         nodes = []
         for place in dict.fromkeys(places.tolist()):
             model = fix_shapes(read_onnx(files[place].path), settings.batch)
+            model = engine.rewritten(model, settings)
             nodes.append(len(model.graph.node))
             data = to_bytes(model)
             compiled = executed_here(model, engine, settings, predictor.card.per_op_times)

@@ -197,7 +197,8 @@ class TruthSeries:
             self._leave_out(network)
             self.store.drop(network.name)
             return False
-        graph = read_kernels(model, executed_graph(model, compiled, self.per_op_times))
+        seen = self.engine.rewritten(model, self.settings)
+        graph = read_kernels(seen, executed_graph(seen, compiled, self.per_op_times))
         if known is None:
             spec = {"group": network.group, "family": network.family}
             number = self.writer.add_network(

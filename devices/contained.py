@@ -51,6 +51,7 @@ from devices.wire import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import onnx
 
 __all__ = ["Child", "ContainedModel", "ContainedRuntime", "served"]
 
@@ -255,6 +256,10 @@ class ContainedRuntime(Runtime):
         message = {"call": "compile", "settings": settings.to_json()}
         reply, blobs = self._compiling.call(message, [model], limit_s=self.compile_limit_s)
         return graph_from(reply["graph"], blobs)
+
+    def rewritten(self, model: onnx.ModelProto, settings: RuntimeSettings) -> onnx.ModelProto:
+        """As the runtime that does the work."""
+        return self.here().rewritten(model, settings)
 
     def quantise(
         self,

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from devices.errors import InvalidInputError, MismatchError, UsageError
 from devices.host import Environment
-from devices.measurement import ACCEPT_RATIO, Measurement, sentinel_reference
+from devices.measurement import Measurement
 from devices.runtimes.base import RuntimeSettings
+from devices.visits import ACCEPT_RATIO, sentinel_reference
 from latency.card_errors import damage
 from latency.card_format import check_header
 from latency.card_reading import read_content

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from devices.measurement import Visit
+from devices.visits import Visit
 from latency.card_format import REQUIRED_META, TABLES, check_schema, digest_of, seal_of
 from latency.card_rows import CardNetwork, CardVisit
 from latency.kernel import Kernel

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from devices.measurement import Visit
+from devices.visits import Visit
 from latency.kernel import Kernel
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from devices.errors import InvalidInputError, UsageError
 from devices.footprint import memory_mb
-from devices.measurement import Measurement, Visit, sentinel_reference
+from devices.measurement import Measurement
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
+from devices.visits import Visit, sentinel_reference
 from latency.graph_store import GraphStore
 from latency.measure import Visitor, compile_named, naming
 

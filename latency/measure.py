@@ -15,13 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from devices.errors import InvalidInputError, UsageError
-from devices.measurement import (
-    ACCEPT_RATIO,
-    Measurement,
-    Visit,
-    quiet_enough,
-    sentinel_reference,
-)
+from devices.measurement import Measurement
 from devices.runtimes import get_runtime
 from devices.runtimes.base import (
     CompiledGraph,
@@ -30,6 +24,7 @@ from devices.runtimes.base import (
     Runtime,
     RuntimeSettings,
 )
+from devices.visits import ACCEPT_RATIO, Visit, quiet_enough, sentinel_reference
 from latency.graph_store import GraphStore
 
 if TYPE_CHECKING:
@@ -184,11 +179,11 @@ def measure_models(
             fewer than 3 of them, `latency_ms` is a corrected median instead of a low quantile.
         seed: of the order.
         reference_ms: the sentinel's time on the undisturbed device when it is known from a device
-            card (`DeviceCard.sentinel_reference_ms`), so that a measurement that lies wholly in a
-            slow phase is still corrected; from this series by default, and where the machine was
-            faster in it.
+            card (`DeviceCard.sentinel_reference_ms`), so that latencies are those of the device as
+            profiled, even where the machine was slower or faster all the time; from this series by
+            default.
         patience_s: how long to go on, after the rounds, visiting those models again that hardly any
-            visit found as fast as that.
+            visit found about as fast as that.
         progress: called with the share done, from 0 to 1, and a line of text.
 
     Returns:
@@ -231,8 +226,8 @@ def measure_models(
             for name in _when_quiet(visitor, found, reference_ms, patience_s, report):
                 with naming(name):
                     found[name].append(visitor.visit(store.get(name)).visit)
-    own_ms = _own_reference_ms(found)
-    reference_ms = own_ms if reference_ms is None else min(reference_ms, own_ms)
+    if reference_ms is None:
+        reference_ms = _own_reference_ms(found)
     return {
         name: Measurement(
             name=name,
@@ -254,24 +249,25 @@ def _when_quiet(
     patience_s: float,
     report: Progress,
 ) -> Iterator[str]:
-    """Names of models to visit once more, until enough is known of the undisturbed machine.
+    """Names of models to visit once more, until enough is known of the undisturbed device.
 
     Ends when that is so of all, or after `patience_s`. On a slow machine they are visited as well:
     one that flips between its speeds is fast for some runs of a visit.
     """
     until_s = monotonic() + patience_s
     while monotonic() < until_s:
-        fastest_ms = min(reference_ms, _own_reference_ms(found))
-        missing = [name for name, own in found.items() if not quiet_enough(own, fastest_ms)]
+        missing = [name for name, own in found.items() if not quiet_enough(own, reference_ms)]
         if not missing:
             return
         name = min(missing, key=lambda name: len(found[name]))
-        slowdown = visitor.sentinel_ms() / fastest_ms
-        if slowdown <= ACCEPT_RATIO:
-            report(1.0, f"again, the machine being quiet: {name}")
+        slowdown = visitor.sentinel_ms() / reference_ms
+        if slowdown > ACCEPT_RATIO:
+            now = f"{slowdown:.2f} times slower than it can be"
+        elif slowdown * ACCEPT_RATIO < 1:
+            now = f"{1 / slowdown:.2f} times faster than when it was profiled"
         else:
-            slower = f"{slowdown:.2f} times slower than it can be"
-            report(1.0, f"again, the machine being {slower}: {name}")
+            now = "quiet"
+        report(1.0, f"again, the machine being {now}: {name}")
         yield name
 
 

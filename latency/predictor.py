@@ -147,6 +147,7 @@ class Predictor:
         proto = read_onnx(model) if isinstance(model, str | Path) else model
         try:
             proto = fix_shapes(proto, self.card.settings.batch, shapes)
+            proto = self._runtime.rewritten(proto, self.card.settings)
             if self._compiles:
                 return self.predict_graph(self._compiled(proto))
             graph, warning = self._by_rules(proto)
@@ -172,7 +173,9 @@ class Predictor:
 
         rules = self.card.fusion_rules
         if rules is not None and self._compiles and self._runtime.slow_to_compile:
-            graph, unknown = explain(rules, fix_shapes(model, self.card.settings.batch))
+            settings = self.card.settings
+            fixed = self._runtime.rewritten(fix_shapes(model, settings.batch), settings)
+            graph, unknown = explain(rules, fixed)
             if not unknown:
                 return replace(self.predict_graph(graph), kernels_from="card")
         return self.predict(model)

@@ -363,6 +363,7 @@ class _Profiler:
     ) -> KernelGraph:
         """Reads a network's kernels, and what the runtime fuses; after some hundreds no more."""
         with naming(name):
+            model = self.engine.rewritten(model, self.settings)
             executed = executed_graph(model, compiled, self.per_op_times)
             if name not in self.learned and len(self.learned) < _LEARNED:
                 self.learner.add(model, executed)

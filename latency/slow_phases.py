@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from devices.measurement import STEADY_RATIO, Visit
+from devices.visits import STEADY_RATIO, Visit
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from devices.measurement import FEW_VISITS, Measurement
+from devices.measurement import Measurement
+from devices.visits import FEW_VISITS
 from latency.blas_threads import one_blas_thread
 from latency.context import Context, contexts
 from latency.slow_phases import undisturbed

@@ -146,10 +146,10 @@ class Asked:
         self, chosen: Chosen, searched: SearchedNet, warnings: Sequence[str]
     ) -> SearchResult:
         """What was chosen, with its costs in the architecture's provenance."""
-        from devices.measurement import slow_warning
+        from devices.measurement import speed_warning
 
         best = chosen.best
-        if best.measured and (slow := slow_warning([best.measured])) is not None:
+        if best.measured and (slow := speed_warning([best.measured])) is not None:
             warnings = [*warnings, slow]
         architecture = replace(
             best.architecture,

@@ -102,7 +102,7 @@ def benchmark(
         UnavailableError: the card's runtime is not installed.
     """
     from devices.errors import MismatchError
-    from devices.measurement import slow_warning
+    from devices.measurement import speed_warning
     from devices.runtimes import get_runtime
     from latency.measure import naming
 
@@ -119,7 +119,7 @@ def benchmark(
         with naming(name):
             predicted[name] = predictor.predict(model)
     measured = device.measure(loaded, visits=visits, seed=seed, progress=progress)
-    slow = slow_warning(measured.values())
+    slow = speed_warning(measured.values())
     return Benchmark(
         tuple(BenchmarkedModel(name, predicted[name], measured[name]) for name in loaded),
         device.description,

@@ -24,6 +24,7 @@ from devices.preemption import Run, chosen
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import onnx
 
 __all__ = [
     "NOT_INSTALLED",
@@ -280,6 +281,21 @@ class Runtime(ABC):
             InvalidInputError: the model is not readable, or the runtime refuses it.
             UnavailableError: the runtime or the precision is not available here.
         """
+
+    def rewritten(self, model: onnx.ModelProto, settings: RuntimeSettings) -> onnx.ModelProto:
+        """The same model in operations that the runtime has fast kernels for.
+
+        `compile` begins with it, and whoever reads kernels off a compiled graph compares it with
+        this model. Rewriting again changes nothing.
+
+        Args:
+            model: with fixed shapes; left alone.
+            settings: threads, precision, batch.
+
+        Raises:
+            InvalidInputError: its shapes are wrong, or it is too large to copy.
+        """
+        return model
 
     def quantise(
         self,

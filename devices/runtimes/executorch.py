@@ -34,6 +34,7 @@ from devices.runtimes.base import (
     refusals,
 )
 from devices.runtimes.from_torch import Converted, FromTorch
+from devices.xnnpack import small_windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +64,10 @@ class ExecuTorchHere(FromTorch):
             precisions=PRECISIONS,
             per_op_times=True,
         )
+
+    def rewritten(self, model: onnx.ModelProto, settings: RuntimeSettings) -> onnx.ModelProto:
+        """Large windows as XNNPACK has kernels for them."""
+        return small_windows(model, settings)
 
     def converted(
         self, model: onnx.ModelProto, settings: RuntimeSettings, calibration: Calibration

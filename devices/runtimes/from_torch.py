@@ -73,7 +73,7 @@ class FromTorch(Runtime):
         """The compiled graph of a model.
 
         Args:
-            model: with fixed shapes and a name on every node.
+            model: rewritten, with fixed shapes and a name on every node.
             settings: threads, precision, batch.
             calibration: inputs of some runs, in the model's order, to find scales on; there are
                 none but for eight bits.
@@ -89,7 +89,8 @@ class FromTorch(Runtime):
         calibration: Mapping[str, npt.NDArray[np.generic]] | None,
     ) -> CompiledGraph:
         status = self.require(settings)
-        proto = name_nodes(fix_shapes(parse_onnx(model), settings.batch))
+        proto = self.rewritten(fix_shapes(parse_onnx(model), settings.batch), settings)
+        proto = name_nodes(proto)
         inputs = input_specs(proto)
         runs: list[list[npt.NDArray[np.generic]]] = []
         if settings.precision == "int8":

@@ -31,6 +31,7 @@ from devices.runtimes.base import (
     refusals,
 )
 from devices.runtimes.from_torch import Converted, FromTorch
+from devices.xnnpack import small_windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,15 +61,20 @@ class LiteRtHere(FromTorch):
             precisions=("fp32", "fp16"),
         )
 
+    def rewritten(self, model: onnx.ModelProto, settings: RuntimeSettings) -> onnx.ModelProto:
+        """Averages over borders and large windows as LiteRT has kernels for them."""
+        from devices.onnx_averages import with_border_counted
+
+        # The converter makes sums of windows of other averages: 25 to 30 times as slow, by hand.
+        return small_windows(with_border_counted(model), settings)
+
     def converted(
         self, model: onnx.ModelProto, settings: RuntimeSettings, calibration: Calibration
     ) -> Converted:
         """Converted by litert-torch, and halved by Google's quantiser; see the base class."""
-        from devices.onnx_averages import with_border_counted
         from devices.onnx_to_torch import torch_module
 
-        # The converter makes sums of windows of other averages: 25 to 30 times as slow, by hand.
-        module = torch_module(with_border_counted(model))
+        module = torch_module(model)
         with refusals("model", self.name), _quiet():
             data = _file(module, input_specs(model))
             if settings.precision == "fp16":

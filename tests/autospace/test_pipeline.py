@@ -20,7 +20,7 @@ from autospace.config import load_config
 from autospace.pipeline import STAGES, check_verdict, newest_network, run_pipeline
 from autospace.training import TrainedNetwork
 from devices.errors import BudgetError, UsageError
-from devices.measurement import Visit
+from devices.visits import Visit
 
 CONFIG = """
 seed = 3

@@ -17,7 +17,8 @@ from benchmarks import budget_contract
 from benchmarks.budget_contract import drawn_limits, main
 from benchmarks.contract_report import report_lines, summary, verdict
 from benchmarks.search_step import cells
-from devices.measurement import Measurement, Visit
+from devices.measurement import Measurement
+from devices.visits import Visit
 from latency import profile_device
 
 TINY = SKELETONS["tiny"]
@@ -59,6 +60,17 @@ def test_only_what_is_above_with_all_of_its_interval_is_missed() -> None:
     assert counted["missed"] == ["madds"]
 
 
+def test_two_series_are_compared() -> None:
+    pairs = [
+        (found(0, measured_ms=first), {"madds": 900, "measured": measured(0.98)})
+        for first in (0.98, 0.97, 1.0)
+    ]
+    result = {"wanted": 3, "skeleton": "tiny", **summary(pairs)}
+    low, middle, high = result["series_quantiles"]
+    assert middle == pytest.approx(0.0) and -0.02 < low < -0.01 and 0.005 < high < 0.01
+    assert "second series" in report_lines(result)[-1]
+
+
 def test_summary_by_hand() -> None:
     again = {"madds": 900, "measured": measured(0.98)}
     pairs = [
@@ -76,6 +88,7 @@ def test_summary_by_hand() -> None:
     assert goals["misses"]["found"] == 1 and not goals["misses"]["met"]
     assert goals["slack"]["found"] == pytest.approx((0.02 - 0.10) / 2)
     assert goals["expectation"]["found"] == pytest.approx(0.5)
+    assert result["series_quantiles"] is None
     assert result["slack_to_bound"] == pytest.approx(0.01)
     assert result["slack_of_closest"] == pytest.approx(0.005)
     assert result["expectation_within"] == 4

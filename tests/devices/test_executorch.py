@@ -120,6 +120,25 @@ def test_fusion_rules_are_learned_from_it(model: onnx.ModelProto, compiled: Comp
     assert len(told & true) > 0.7 * len(true)
 
 
+def test_large_windows_come_in_parts(runtime: Runtime) -> None:
+    build = GraphBuilder((1, 3, 24, 24), np.random.default_rng(0))
+    y = build.activation("stem_act", build.conv("stem", "input", 32, 3, stride=2), "relu")
+    y = build.activation("dw_act", build.conv("dw", y, 32, 7, groups=32), "relu")
+    model = build.finish(build.head("head", y, 10))
+    rewritten = runtime.rewritten(model, SETTINGS)
+    made = runtime.compile(model.SerializeToString(), SETTINGS)
+    found = [node.kernel for node in kernels(rewritten, made)]
+    depthwise = [kernel for kernel in found if kernel.groups == 32]
+    assert len(depthwise) > 1
+    assert max(np.prod(kernel.kernel) for kernel in depthwise) <= 25
+    assert sum(kernel.op == "nhwc.Add" for kernel in found) == len(depthwise) - 1
+    rules = FusionRules.learn([(rewritten, made.executed)])
+    told = set(apply_rules(rules, rewritten).signatures)
+    assert told == {node.kernel.signature for node in kernels(rewritten, made)}
+    eight_bits = RuntimeSettings(precision="int8")
+    assert runtime.rewritten(model, eight_bits) is model
+
+
 def test_kernels_of_eight_bits(runtime: Runtime, model: onnx.ModelProto) -> None:
     settings = RuntimeSettings(precision="int8")
     made = runtime.compile(model.SerializeToString(), settings)

@@ -83,6 +83,24 @@ def test_networks_of_the_space_compute_the_same(runtime, seed: int) -> None:
     assert float(np.abs(found - expected).max()) <= TOLERANCE * float(np.abs(expected).max())
 
 
+@pytest.mark.parametrize(("size", "window"), [(16, 7), (4, 11), (2, 7)])
+def test_large_depthwise_windows_compute_the_same(runtime, size: int, window: int) -> None:
+    build = GraphBuilder((1, 16, size, size), np.random.default_rng(0))
+    y = build.activation("act", build.conv("dw", "input", 16, window, groups=16), "relu")
+    model = build.finish(y)
+    rewritten = runtime.rewritten(model, SETTINGS)
+    assert runtime.rewritten(rewritten, SETTINGS) == rewritten
+    data = model.SerializeToString()
+    reference = get_runtime("onnxruntime")
+    made = runtime.compile(data, SETTINGS)
+    feed = random_inputs(made.inputs, seed=7)
+    with reference.load(reference.compile(data, SETTINGS), SETTINGS) as one:
+        (expected,) = one.infer(feed)
+    with runtime.load(made, SETTINGS) as other:
+        (found,) = other.infer(feed)
+    assert float(np.abs(found - expected).max()) <= TOLERANCE * float(np.abs(expected).max())
+
+
 def test_it_is_contained(runtime, compiled) -> None:
     assert set(runtime._compiling.means) == {"network", "files"}
 

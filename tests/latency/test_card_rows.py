@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from devices.measurement import Visit
+from devices.visits import Visit
 from latency.card_rows import CardNetwork, CardVisit
 
 

@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 from devices.errors import UnavailableError
-from devices.measurement import Visit
 from devices.runtimes import RuntimeSettings
 from devices.runtimes.simulated import RUN_MS, SimulatedRuntime
+from devices.visits import Visit
 from latency import DeviceCard, Predictor, measure_models, profile_device
 from latency.card_rows import CardVisit
 from latency.executed import executed_graph, executed_here

@@ -12,7 +12,8 @@ from autospace.cost import SMALLEST_CELL
 from autospace.genotype import REFERENCE_CELLS
 from autospace.skeleton import SKELETONS
 from autospace.space import Architecture, SearchSpace
-from devices.measurement import Measurement, Visit
+from devices.measurement import Measurement
+from devices.visits import Visit
 from latency import DeviceCard
 
 SPACE = SearchSpace(SKELETONS["tiny"], ((*REFERENCE_CELLS, SMALLEST_CELL),) * 3)

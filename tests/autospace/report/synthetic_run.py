@@ -14,7 +14,8 @@ from autospace.genotype import REFERENCE_CELLS, Cell, Mix, Zero
 from autospace.operations import Operation
 from autospace.skeleton import SKELETONS
 from autospace.space import Architecture, SearchSpace
-from devices.measurement import Measurement, Visit
+from devices.measurement import Measurement
+from devices.visits import Visit
 
 GATED = Cell(
     (
