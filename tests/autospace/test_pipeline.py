@@ -206,9 +206,10 @@ def test_a_verdict_left_open_is_measured_again(whole, tmp_path, monkeypatch):
         return {
             name: replace(
                 one,
+                sentinel_reference_ms=1.0,
                 visits=tuple(
-                    replace(visit, samples_ms=(limit_ms * (0.994 + 0.05 * i / len(one.visits)),))
-                    for i, visit in enumerate(one.visits)
+                    Visit((limit_ms * (0.98 + 0.05 * i / len(one.visits)),), 1.0, 1.0)
+                    for i in range(len(one.visits))
                 ),
             )
             for name, one in found.items()
