@@ -169,12 +169,12 @@ class Measurement:
 
     @property
     def accepted(self) -> int:
-        """How many visits the sentinel accepts: that found the machine as fast as it can be."""
+        """How many visits the sentinel accepts: to a machine about as fast as the device."""
         return sum(visit.accepted(self.sentinel_reference_ms) for visit in self.visits)
 
     @property
     def slowdown(self) -> float:
-        """How much slower than at its best the machine was, median over the visits."""
+        """How much slower than the undisturbed device the machine was, median over the visits."""
         return quantile(sorted(v.slowdown(self.sentinel_reference_ms) for v in self.visits), 0.5)
 
     @cached_property
@@ -186,7 +186,7 @@ class Measurement:
 
     @property
     def corrected(self) -> bool:
-        """Whether `latency_ms` had to be worked out from visits to another machine."""
+        """Whether `latency_ms` had to be worked out from visits to a machine of another speed."""
         off = max(self.slowdown, 1 / self.slowdown)
         return self.accepted < FEW_VISITS and off > ACCEPT_RATIO and self.fast_runs is None
 
