@@ -42,7 +42,7 @@ __all__ = [
     "sentinel_reference",
 ]
 
-ACCEPT_RATIO = 1.15
+ACCEPT_RATIO = 1.12
 """A visit within this factor of the sentinel's reference counts, corrected."""
 CORRECTION = 0.72
 """Slope of a network's log time over the sentinel's log slowdown, median over networks; from 0.41
