@@ -34,13 +34,12 @@ from devices.visits import (
     ACCEPT_RATIO,
     FEW_VISITS,
     MUCH_PREEMPTED,
-    Columns,
     Visit,
+    bootstrap_error,
     enough,
     fast_runs,
     latency_statistic,
     quantile,
-    row_statistics,
 )
 
 __all__ = ["ABOVE_FASTEST", "Measurement", "speed_warning"]
@@ -50,7 +49,6 @@ ABOVE_FASTEST = 1.015
 a machine that flipped between two speeds, 1.020 in the median of 47 of a card of a quieter hour."""
 _NO_ACCIDENT = 2
 """The fastest run but one bounds a corrected value: a clock that jumped once does not."""
-_BOOTSTRAPS = 400
 _BETWEEN_SERIES = 0.010
 """Standard error of the logarithm that no number of visits goes below on a real machine, for these
 are seconds of its life: 32 series within nine minutes, of 12 to 500 visits to each of 8 networks,
@@ -148,7 +146,7 @@ class Measurement:
     @property
     def spread(self) -> float:
         """Interquartile range of the corrected visits over their median; 0 with one visit."""
-        corrected = sorted(self._columns.values.tolist())
+        corrected = sorted(v.corrected_ms(self.sentinel_reference_ms) for v in self.visits)
         return (quantile(corrected, 0.75) - quantile(corrected, 0.25)) / quantile(corrected, 0.5)
 
     @cached_property
@@ -269,22 +267,14 @@ class Measurement:
         had to be corrected for a much slower or faster machine, what that is off by is added; where
         it rests on fast runs, what the two visits are apart.
         """
-        import numpy as np
-
-        count = len(self.visits)
         least = 0.0 if self.simulated else _BETWEEN_SERIES
-        of_visits = 0.0 if self.simulated else _OF_A_VISIT / math.sqrt(count)
+        of_visits = 0.0 if self.simulated else _OF_A_VISIT / math.sqrt(len(self.visits))
         if self.fast_runs is not None:
             first, second = self.fast_runs
             return math.hypot(least, max(of_visits, math.log(second / first)))
-        picks = np.random.default_rng(0).integers(0, count, size=(_BOOTSTRAPS, count))
-        spread = float(np.log(row_statistics(self._columns.take(picks))).std())
+        spread = bootstrap_error(self.visits, self.sentinel_reference_ms)
         off = _CORRECTION_DEVIATION * math.log(self.slowdown) if self.corrected else 0.0
         return math.hypot(max(of_visits, spread), least, off)
-
-    @cached_property
-    def _columns(self) -> Columns:
-        return Columns.of(self.visits, self.sentinel_reference_ms)
 
     @cached_property
     def _sorted_samples(self) -> list[float]:

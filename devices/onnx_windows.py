@@ -135,12 +135,6 @@ class _Axis:
         }
         return cls(dilation, begin, end, count, frozenset(seeing))
 
-    def part(self, start: int, stop: int, own: range) -> _Span:
-        """Taps from one to before another, all but some of them zero."""
-        begin = self.begin - start * self.dilation
-        end = self.end - (self.count - stop) * self.dilation
-        return _Span(start, stop, own, begin, end)
-
     def parts(self, number: int, wide: bool) -> list[_Span]:
         """So many parts of what sees the image, or fewer.
 
@@ -159,7 +153,9 @@ class _Axis:
             if wide:
                 start = max(min(start, self.begin // self.dilation), first)
                 stop = min(max(stop, self.count - self.end // self.dilation), last)
-            found.append(self.part(start, stop, own))
+            begin = self.begin - start * self.dilation
+            end = self.end - (self.count - stop) * self.dilation
+            found.append(_Span(start, stop, own, begin, end))
         return found
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from devices.errors import InvalidInputError
 
@@ -31,14 +31,13 @@ __all__ = [
     "FEW_VISITS",
     "MUCH_PREEMPTED",
     "STEADY_RATIO",
-    "Columns",
     "Visit",
+    "bootstrap_error",
     "enough",
     "fast_runs",
     "latency_statistic",
     "quantile",
     "quiet_enough",
-    "row_statistics",
     "sentinel_reference",
 ]
 
@@ -57,6 +56,7 @@ _UNDISTURBED = 1.06
 """A sentinel within this factor of its reference found the machine at its best."""
 _AGREEING = 1.02
 """Fastest runs of two visits within this factor are of one speed."""
+_BOOTSTRAPS = 400
 _LOW_QUANTILE = 0.10
 """Of a sentinel's times: what it takes on the undisturbed device."""
 
@@ -199,37 +199,16 @@ def latency_statistic(visits: Sequence[Visit], reference_ms: float) -> float:
     """
     import numpy as np
 
-    every = np.arange(len(visits))[None]
-    return float(row_statistics(Columns.of(visits, reference_ms).take(every))[0])
+    return float(_statistics(visits, reference_ms, np.arange(len(visits))[None])[0])
 
 
-class Columns(NamedTuple):
-    """Visits as arrays, of shape `(visits,)` or, for `row_statistics`, `(rows, visits)`.
+def bootstrap_error(visits: Sequence[Visit], reference_ms: float) -> float:
+    """Standard error of the logarithm of `latency_statistic`, from a bootstrap over the visits."""
+    import numpy as np
 
-    Attributes:
-        values: of each, corrected, in milliseconds.
-        steady: whether the sentinel was.
-        accepted: whether it accepts the visit.
-    """
-
-    values: Array
-    steady: npt.NDArray[np.bool_]
-    accepted: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, visits: Sequence[Visit], reference_ms: float) -> Columns:
-        """Of visits to one model, with the sentinel's time on the undisturbed device."""
-        import numpy as np
-
-        return cls(
-            np.array([visit.corrected_ms(reference_ms) for visit in visits]),
-            np.array([visit.steady for visit in visits]),
-            np.array([visit.accepted(reference_ms) for visit in visits]),
-        )
-
-    def take(self, picks: npt.NDArray[np.int64]) -> Columns:
-        """The visits in the places given, in rows."""
-        return Columns(self.values[picks], self.steady[picks], self.accepted[picks])
+    count = len(visits)
+    picks = np.random.default_rng(0).integers(0, count, size=(_BOOTSTRAPS, count))
+    return float(np.log(_statistics(visits, reference_ms, picks)).std())
 
 
 def enough(accepted: int, visits: int) -> bool:
@@ -245,14 +224,18 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def row_statistics(visits: Columns) -> Array:
-    """`latency_statistic` of each row; columns of shape `(rows, visits)` in, `(rows,)` out."""
+def _statistics(
+    visits: Sequence[Visit], reference_ms: float, picks: npt.NDArray[np.int64]
+) -> Array:
+    """`latency_statistic` of some of the visits in each row of `picks`, shape `(rows,)`."""
     import numpy as np
 
-    steady = visits.steady
-    usable = np.where(steady.any(axis=1, keepdims=True), steady, True)
-    few = visits.accepted.sum(axis=1, keepdims=True) < FEW_VISITS
-    return _row_medians(visits.values, np.where(few, usable, visits.accepted))
+    values = np.array([visit.corrected_ms(reference_ms) for visit in visits])[picks]
+    steady = np.array([visit.steady for visit in visits])[picks]
+    accepted = np.array([visit.accepted(reference_ms) for visit in visits])[picks]
+    usable = steady | ~steady.any(axis=1, keepdims=True)
+    few = accepted.sum(axis=1, keepdims=True) < FEW_VISITS
+    return _row_medians(values, np.where(few, usable, accepted))
 
 
 def _row_medians(values: Array, usable: npt.NDArray[np.bool_]) -> Array:

@@ -72,7 +72,7 @@ class CardNetwork:
     def repeatability(self) -> float | None:
         """How far two halves of the visits disagree on the network's fastest run.
 
-        Halves of six visits are too few for a low quantile each. None with fewer than four visits.
+        Halves of six visits say little each. None with fewer than four visits.
         """
         if len(self.visits) < 4:
             return None

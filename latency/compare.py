@@ -107,7 +107,7 @@ def compare_models(
         InvalidInputError: a runtime refuses a network; the message names both.
     """
     if visits < 1:
-        raise UsageError(f"visits {visits}: must be 1 or more; 8 and more give a low quantile.")
+        raise UsageError(f"visits {visits}: must be 1 or more; take 8 or more to rely on it.")
     twice = [name for name in runtimes if list(runtimes).count(name) > 1]
     if twice:
         raise UsageError(f"runtime {twice[0]!r}: named twice; give each once.")

@@ -176,7 +176,7 @@ def measure_models(
         runtime: name of a runtime, or the runtime itself.
         settings: threads, precision, batch; one thread, fp32 and batch 1 by default.
         visits: rounds, each visiting every model once; at least 1. Where the sentinel accepts
-            fewer than 3 of them, `latency_ms` is a corrected median instead of a low quantile.
+            fewer than 3 of them, `latency_ms` rests on the fastest runs, or on all visits.
         seed: of the order.
         reference_ms: the sentinel's time on the undisturbed device when it is known from a device
             card (`DeviceCard.sentinel_reference_ms`), so that latencies are those of the device as
@@ -197,7 +197,7 @@ def measure_models(
     import numpy as np
 
     if visits < 1:
-        raise UsageError(f"visits {visits}: must be 1 or more; 8 and more give a low quantile.")
+        raise UsageError(f"visits {visits}: must be 1 or more; take 8 or more to rely on it.")
     settings = settings or RuntimeSettings()
     engine = get_runtime(runtime) if isinstance(runtime, str) else runtime
     status = engine.require(settings)

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from devices.errors import InvalidInputError, UnavailableError
+from devices.errors import InvalidInputError, UnavailableError, UsageError
 from devices.preemption import busy_warning
 from latency.blas_threads import one_blas_thread
 from latency.calibration import Calibration
@@ -147,7 +147,7 @@ class Predictor:
         proto = read_onnx(model) if isinstance(model, str | Path) else model
         try:
             proto = fix_shapes(proto, self.card.settings.batch, shapes)
-            proto = self._runtime.rewritten(proto, self.card.settings)
+            proto = self._rewritten(proto)
             if self._compiles:
                 return self.predict_graph(self._compiled(proto))
             graph, warning = self._by_rules(proto)
@@ -173,9 +173,8 @@ class Predictor:
 
         rules = self.card.fusion_rules
         if rules is not None and self._compiles and self._runtime.slow_to_compile:
-            settings = self.card.settings
-            fixed = self._runtime.rewritten(fix_shapes(model, settings.batch), settings)
-            graph, unknown = explain(rules, fixed)
+            fixed = fix_shapes(model, self.card.settings.batch)
+            graph, unknown = explain(rules, self._rewritten(fixed))
             if not unknown:
                 return replace(self.predict_graph(graph), kernels_from="card")
         return self.predict(model)
@@ -302,6 +301,14 @@ class Predictor:
         from devices.runtimes import get_runtime
 
         return get_runtime(self.card.runtime)
+
+    def _rewritten(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The model as the card's runtime rewrites it."""
+        try:
+            runtime = self._runtime
+        except UsageError:  # a runtime that only another version knows
+            return model
+        return runtime.rewritten(model, self.card.settings)
 
     def _compiled(self, model: onnx.ModelProto) -> KernelGraph:
         """The kernels as the card's runtime compiles them, here and now."""

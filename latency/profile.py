@@ -433,7 +433,7 @@ class _Profiler:
 
 def _check_limits(minutes: float | None, rounds: int | None, probes: int | None) -> None:
     if rounds is not None and rounds < 1:
-        raise UsageError(f"rounds {rounds}: must be 1 or more; 8 and more give a low quantile.")
+        raise UsageError(f"rounds {rounds}: must be 1 or more; take 8 or more to rely on it.")
     if rounds is None and (minutes is None or not 0 < minutes <= 24 * 60):
         raise UsageError(f"minutes {minutes}: must be above 0 and at most 1440; give 10, say.")
     if probes is not None and probes < 0:

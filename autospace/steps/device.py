@@ -62,8 +62,8 @@ class Device:
     ) -> dict[str, Measurement]:
         """Measures models on this device, interleaved.
 
-        A machine that is slower than when it was profiled is waited for: as long as the profile
-        took, and a minute at most.
+        A machine that is far slower or faster than when it was profiled is waited for: as long as
+        the profile took, and a minute at most.
         """
         from latency import measure_models
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_kernel import graph_of
 
-from devices.errors import InvalidInputError
+from devices.errors import InvalidInputError, MismatchError
 from devices.runtimes.onnxruntime import OnnxRuntime
 from devices.runtimes.simulated import RUN_MS, SimulatedRuntime
 from latency import DeviceCard, Prediction, Predictor, measure_models, profile_device
@@ -385,6 +385,14 @@ class TestQuickly:
         runtime = predictor._runtime
         predictor.predict(exotic())
         assert predictor._runtime is runtime
+
+
+def test_a_card_of_a_runtime_that_only_another_version_knows(
+    real_card: DeviceCard, network, monkeypatch
+) -> None:
+    monkeypatch.setattr(real_card, "runtime", "of-tomorrow")
+    with pytest.raises(MismatchError, match="'of-tomorrow', which this version does not know"):
+        Predictor.from_card(real_card).predict(network)
 
 
 class TestInput:
