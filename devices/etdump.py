@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from devices.errors import InvalidInputError
+from devices.kernel_trace import TraceEvent
 
-__all__ = ["TraceEvent", "read_trace"]
+__all__ = ["read_trace"]
 
 _NATIVE = "native_call_"
 _IDENTIFIER = b"ED00"
@@ -22,29 +22,6 @@ _SIZE = 4
 # Places of fields in their tables.
 _RUNS, _EVENTS, _PROFILED = 1, 3, 0
 _NAME, _INSTRUCTION, _KERNEL, _START, _END = 0, 2, 4, 6, 7
-
-
-@dataclass(frozen=True, slots=True)
-class TraceEvent:
-    """One kernel in one run.
-
-    Attributes:
-        instruction: of the program.
-        op: as ExecuTorch or XNNPACK calls it, such as "mean.out" or "Convolution (NHWC, F32) IGEMM
-            #2".
-        delegated: whether XNNPACK executed it.
-        time_ms: how long it took.
-    """
-
-    instruction: int
-    op: str
-    delegated: bool
-    time_ms: float
-
-    @property
-    def name(self) -> str:
-        """Unique in a run."""
-        return f"{self.instruction}:{self.op}"
 
 
 def read_trace(data: bytes) -> tuple[tuple[TraceEvent, ...], ...]:

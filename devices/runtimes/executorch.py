@@ -6,7 +6,7 @@ phone. The compiled graph is the program file. The number of threads belongs to 
 set through a private call, for there is no other.
 
 Times of single kernels come from its event trace (`devices.etdump`), and which of the model's nodes
-they stand for from what XNNPACK was given (`devices.xnnpack_kernels`). Inside XNNPACK they are
+they stand for from what XNNPACK was given (`devices.executorch_kernels`). Inside XNNPACK they are
 whole microseconds: kernels that take less are not told apart.
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-    from devices.etdump import TraceEvent
+    from devices.kernel_trace import TraceEvent
     from devices.runtimes.from_torch import Calibration
 
 __all__ = ["ExecuTorch", "ExecuTorchHere", "ExecuTorchModel"]
@@ -213,8 +213,8 @@ def _lowered(model: onnx.ModelProto, precision: str, calibration: Calibration) -
     from torch.fx.traceback import preserve_node_meta
 
     from devices.executed_onnx import executed_onnx
+    from devices.executorch_kernels import NODE_KEY, executed_operations
     from devices.onnx_to_torch import torch_module
-    from devices.xnnpack_kernels import NODE_KEY, executed_operations
 
     module: Any = torch_module(model).annotated(NODE_KEY)
     with _quiet(), refusals("model", "executorch"):

@@ -6,7 +6,8 @@ import flatbuffers
 import pytest
 
 from devices.errors import InvalidInputError
-from devices.etdump import TraceEvent, read_trace
+from devices.etdump import read_trace
+from devices.kernel_trace import TraceEvent
 
 
 def _trace(runs: list[list[tuple[str, str, int, int, int]]]) -> bytes:

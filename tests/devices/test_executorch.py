@@ -10,7 +10,7 @@ import pytest
 
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
-from devices.xnnpack_kernels import _aligned
+from devices.xnnpack_kernels import aligned
 from latency.fusion import FusionRules
 from latency.fusion_apply import apply_rules
 from latency.graph_builder import GraphBuilder
@@ -155,9 +155,9 @@ class TestAligned:
     def test_in_order_and_as_many_as_possible(self) -> None:
         wanted = [("Add",), ("Clamp",), ("Clamp",), ("Copy", "Concat"), ("Add",)]
         names = ["Add (ND) #1", "Clamp #1", "Copy #1", "Copy #2", "Add (ND) #2"]
-        assert _aligned(wanted, names) == [0, 1, None, 2, 4]
+        assert aligned(wanted, names) == [0, 1, None, 2, 4]
 
     def test_nothing_fits(self) -> None:
-        assert _aligned([("Add",)], []) == [None]
-        assert _aligned([], ["Add"]) == []
-        assert _aligned([("Add",), ("Mul",)], ["Mul", "Add"]).count(None) == 1
+        assert aligned([("Add",)], []) == [None]
+        assert aligned([], ["Add"]) == []
+        assert aligned([("Add",), ("Mul",)], ["Mul", "Add"]).count(None) == 1
