@@ -1,10 +1,14 @@
-"""What a run of a network tells of one of its kernels."""
+"""What runs of a network tell of its kernels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["TraceEvent"]
+from devices.preemption import Run, chosen, without_waiting
+from devices.runtimes.base import NodeTiming
+
+__all__ = ["TraceEvent", "kernel_timings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +32,27 @@ class TraceEvent:
     def name(self) -> str:
         """Unique in a run."""
         return f"{self.instruction}:{self.op}"
+
+
+def kernel_timings(
+    traced: Sequence[Sequence[TraceEvent]], runs: Sequence[Run], count: int
+) -> dict[str, NodeTiming]:
+    """The times of each kernel, as `CompiledModel.profile` gives them.
+
+    Args:
+        traced: the kernels of each run.
+        runs: the same runs, see `devices.preemption.timed_runs`.
+        count: how many of them to keep.
+    """
+    samples: dict[str, list[float]] = {}
+    kinds: dict[str, str] = {}
+    for run in traced:
+        for event in run:
+            kinds[event.name] = event.op
+            samples.setdefault(event.name, []).append(event.time_ms)
+    undisturbed = without_waiting(samples, [run.waiting_ms for run in runs])
+    kept = chosen(runs, count)
+    return {
+        name: NodeTiming(kinds[name], tuple(times[place] for place in kept))
+        for name, times in undisturbed.items()
+    }

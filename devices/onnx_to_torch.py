@@ -99,6 +99,23 @@ class OnnxModule(nn.Module):
         )
         return other
 
+    def in_modules(self) -> OnnxModule:
+        """The same module, each step of which is a module of its own: ``step0``, ``step1``, ….
+
+        What is exported of it then tells the step that each operation is from by the stack of
+        modules, which some converters keep where they keep no other metadata.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other._steps = tuple(replace(step, function=_Called(step.function)) for step in self._steps)
+        for place, step in enumerate(other._steps):
+            other.add_module(f"step{place}", step.function)  # type: ignore[arg-type]
+        return other
+
+    def step_nodes(self) -> tuple[str, ...]:
+        """Name of the ONNX node of each step."""
+        return tuple(step.node for step in self._steps)
+
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the graph.
 
@@ -121,6 +138,17 @@ class OnnxModule(nn.Module):
                 values.pop(name, None)
         outputs = tuple(values[name] for name in self.output_names)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+class _Called(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(*inputs)
 
 
 def _annotated(function: Function, key: str, node: str) -> Function:

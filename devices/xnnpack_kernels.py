@@ -60,6 +60,13 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
         "GlobalAveragePool",
         ("GlobalAveragePool", "ReduceMean"),
     ),
+    "Mean": (
+        ("Mean", "Global Average Pooling"),
+        "ReduceMean",
+        ("GlobalAveragePool", "ReduceMean"),
+    ),
+    "Sum": (("Sum",), "ReduceSum", ("ReduceSum",)),
+    "SquaredDifference": (("Squared Difference",), "Mul", ("Mul",)),
     "StaticTranspose": (("Transpose",), "Transpose", ("Transpose",)),
     "StaticReshape": (("Static Reshape", "Copy"), "Reshape", MOVES),
     "StaticSlice": (("Slice",), "Slice", ("Slice", "Gather")),

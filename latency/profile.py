@@ -527,6 +527,8 @@ def _open_card(
     found = [f"{key} {own[key]} → {identity[key]}" for key in own if own[key] != identity[key]]
     if own["sentinel"] != identity["sentinel"]:
         found = [line for line in found if not line.startswith("sentinel ")] + ["another sentinel"]
+    if card.per_op_times != engine.status().per_op_times:  # an older version of this project's
+        found.append(f"{'' if card.per_op_times else 'no '}times of single operations")
     if not engine.simulated:
         found += type(environment).from_json(card.environment).differences(environment)
     if found:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from devices.contained import ContainedRuntime
 from devices.errors import UnavailableError
+from devices.kernel_trace import TraceEvent, kernel_timings
 from devices.onnx_files import input_specs, ordered_inputs, random_inputs
-from devices.preemption import chosen, timed_runs, without_waiting
+from devices.preemption import timed_runs
 from devices.runtimes.base import (
     PRECISIONS,
     CompiledGraph,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-    from devices.kernel_trace import TraceEvent
     from devices.runtimes.from_torch import Calibration
 
 __all__ = ["ExecuTorch", "ExecuTorchHere", "ExecuTorchModel"]
@@ -141,18 +141,7 @@ class ExecuTorchModel(CompiledModel):
             timed_runs(tracer.method.execute, _WARM_UP, self._threads)
             runs = timed_runs(tracer.method.execute, count, self._threads)
             traced = tracer.runs()[-len(runs) :]
-        samples: dict[str, list[float]] = {}
-        kinds: dict[str, str] = {}
-        for run in traced:
-            for event in run:
-                kinds[event.name] = event.op
-                samples.setdefault(event.name, []).append(event.time_ms)
-        undisturbed = without_waiting(samples, [run.waiting_ms for run in runs])
-        kept = chosen(runs, count)
-        return {
-            name: NodeTiming(kinds[name], tuple(times[place] for place in kept))
-            for name, times in undisturbed.items()
-        }
+        return kernel_timings(traced, runs, count)
 
     def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
         """Runs once; see the base class."""

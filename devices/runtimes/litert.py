@@ -3,23 +3,30 @@
 It converts from PyTorch: `devices.onnx_to_torch` makes the module and litert-torch the file, which
 is the compiled graph. Images go in with their channels last, as LiteRT's kernels want them and as a
 phone's camera gives them, so that the file begins with its first layer and not with a transpose.
-It tells no times of single operations from Python. In 16 bits weights are kept so and computed with
-in 32. Eight bits are not offered: Google's quantiser (ai-edge-quantizer) refused a network of the
-quickstart (no scales for what a pool and an addition share), and moved another's outputs by 0.4 of
-the largest.
+Times of single operations come from its profiler (`devices.litert_profiler`), which its C interface
+has and Python lacks, and which of the model's nodes they stand for from the file
+(`devices.litert_kernels`).
+
+In 16 bits weights are kept so and computed with in 32. Eight bits are not offered: Google's
+quantiser (ai-edge-quantizer) refused a network of the quickstart (no scales for what a pool and an
+addition share), and moved another's outputs by 0.4 of the largest.
 """
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from devices.contained import ContainedRuntime
 from devices.errors import UnavailableError
+from devices.kernel_trace import TraceEvent, kernel_timings
+from devices.litert_profiler import READABLE, LiteRtProfiler
 from devices.onnx_files import input_specs, ordered_inputs, random_inputs
 from devices.preemption import timed_runs
 from devices.runtimes.base import (
@@ -45,6 +52,8 @@ __all__ = ["LiteRt", "LiteRtHere", "LiteRtModel"]
 
 _CHANNELS_LAST = (0, 2, 3, 1)
 _SIGNATURE = "serving_default"
+_WARM_UP = 3
+"""Runs before those that a profile counts."""
 
 
 class LiteRtHere(FromTorch):
@@ -59,6 +68,7 @@ class LiteRtHere(FromTorch):
             "litert-torch",
             install="pip install 'autospace[litert]'",
             precisions=("fp32", "fp16"),
+            per_op_times=_is_readable(),
         )
 
     def rewritten(self, model: onnx.ModelProto, settings: RuntimeSettings) -> onnx.ModelProto:
@@ -76,10 +86,13 @@ class LiteRtHere(FromTorch):
 
         module = torch_module(model)
         with refusals("model", self.name), _quiet():
-            data = _file(module, input_specs(model))
+            data = _file(module.in_modules(), input_specs(model))
             if settings.precision == "fp16":
                 data = _halved(data)
-            return Converted(data)
+            executed = (
+                _executed(model, module.step_nodes(), data, settings) if _is_readable() else None
+            )
+            return Converted(data, executed)
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -105,6 +118,7 @@ class LiteRt(ContainedRuntime):
     name: ClassVar[str] = "litert"
     source: ClassVar[Literal["onnx", "torch"]] = "torch"
     inner: ClassVar[str] = "devices.runtimes.litert:LiteRtHere"
+    slow_to_compile: ClassVar[bool] = True
 
 
 class LiteRtModel(CompiledModel):
@@ -147,12 +161,27 @@ class LiteRtModel(CompiledModel):
         return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
-        """Refuses: LiteRT tells no times of single operations from Python.
+        """Times each kernel in `count` runs of the file loaded anew; see the base class.
 
         Raises:
-            UnavailableError: always.
+            UnavailableError: the version that is installed lays its events out in another way.
         """
-        raise UnavailableError("runtime 'litert': has no times of operations; time whole runs.")
+        self._open()
+        if not _is_readable():
+            raise UnavailableError(
+                "runtime 'litert': times of operations are read of ai-edge-litert "
+                f"{', '.join(READABLE)}x only; time whole runs."
+            )
+        with refusals("model", "litert"):
+            profiler = _profiler(self._compiled.data, self._compiled.inputs, self._threads)
+            traced: list[tuple[TraceEvent, ...]] = []
+
+            try:
+                timed_runs(profiler.run, _WARM_UP, self._threads)
+                runs = timed_runs(lambda: traced.append(profiler.traced()), count, self._threads)
+            finally:
+                profiler.close()
+        return kernel_timings(traced, runs, count)
 
     def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
         """Runs once; see the base class."""
@@ -179,11 +208,51 @@ class LiteRtModel(CompiledModel):
         return self._interpreter
 
 
+def _is_readable() -> bool:
+    """Whether the profiler of the version that is installed is understood."""
+    try:
+        return version("ai-edge-litert").startswith(READABLE)
+    except PackageNotFoundError:
+        return False
+
+
+def _profiler(data: bytes, inputs: tuple[InputSpec, ...], threads: int) -> LiteRtProfiler:
+    """A file with its profiler, on random inputs."""
+    return LiteRtProfiler(data, threads, [_laid(a) for a in random_inputs(inputs).values()])
+
+
+def _executed(
+    model: onnx.ModelProto, steps: Sequence[str], data: bytes, settings: RuntimeSettings
+) -> bytes:
+    """What a file executes, see `CompiledGraph.executed`."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from devices.executed_onnx import executed_onnx
+    from devices.litert_kernels import LiteRtFile, executed_operations
+
+    interpreter = Interpreter(model_content=data, num_threads=settings.threads)
+    interpreter.allocate_tensors()
+    parts = [
+        (operation["inputs"], operation["outputs"])
+        for operation in interpreter._get_ops_details()
+        if operation["op_name"] == "DELEGATE"
+    ]
+    profiler = _profiler(data, input_specs(model), settings.threads)
+    try:
+        profiler.run()
+        events = profiler.traced()
+    finally:
+        profiler.close()
+    operations = executed_operations(model, steps, LiteRtFile(data, parts), events)
+    return executed_onnx(model, operations)
+
+
 def _file(module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
     """The model file of a module, with the channels of its images last."""
     import litert_torch
     import torch
 
+    _pad_in_any_layout()
     examples, images = [], []
     for place, array in enumerate(random_inputs(inputs).values()):
         if array.ndim == 4:
@@ -196,6 +265,36 @@ def _file(module: Any, inputs: tuple[InputSpec, ...]) -> bytes:
         path = Path(folder, "model.tflite")
         made.export(str(path))
         return path.read_bytes()
+
+
+@cache
+def _pad_in_any_layout() -> None:
+    """Teaches the converter to pad images whose channels are last.
+
+    It knows how for most operations; around a padding that is not a convolution's own it would put
+    two transpositions.
+    """
+    import torch
+
+    try:
+        from litert_torch._convert.fx_passes.optimize_layout_transposes_pass import layout_rewrite
+
+        register = layout_rewrite.rewriters.register
+        known = layout_rewrite.rewriters
+    except (ImportError, AttributeError):  # another version's; it converts as it always did
+        return
+    pad = torch.ops.aten.constant_pad_nd.default
+    if pad in known:
+        return
+
+    def last_to_first(node: Any) -> None:
+        # Pads are told from the last axis on, two for each: (…, rows, columns) now end in channels.
+        source, pads, *value = node.args
+        inside, channels, batch = list(pads[:4]), list(pads[4:6]), list(pads[6:])
+        inside += [0] * (4 - len(inside))
+        node.args = (source, [*(channels or [0, 0]), *inside, *batch], *value)
+
+    register(pad)(last_to_first)
 
 
 def _halved(data: bytes) -> bytes:

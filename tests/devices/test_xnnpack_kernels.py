@@ -1,4 +1,4 @@
-"""ExecuTorch's kernels: which are executed, what of the model they stand for, and their times."""
+"""Kernels of ExecuTorch and LiteRT: which are executed, what they stand for, and their times."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from latency.kernel_reading import read_kernels
 SETTINGS = RuntimeSettings()
 
 
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    made = get_runtime("executorch")
+def usable(name: str) -> Runtime:
+    made = get_runtime(name)
     status = made.status()
     if not status.usable:
-        pytest.skip(f"executorch is {status.reason}: {status.install}")
+        pytest.skip(f"{name} is {status.reason}: {status.install}")
+    return made
+
+
+@pytest.fixture(scope="module", params=["executorch", "litert"])
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    made = usable(request.param)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    """Every family of a mobile network, and what ExecuTorch has to do without XNNPACK."""
+    """Every family of a mobile network, and what a runtime has to do without XNNPACK."""
     build = GraphBuilder((1, 3, 48, 48), np.random.default_rng(0))
     y = build.activation("stem_act", build.conv("stem", "input", 16, 3, stride=2), "relu6")
     z = build.activation("act", build.conv("expand", y, 48, 1), "hardswish")
@@ -135,12 +140,12 @@ def test_large_windows_come_in_parts(runtime: Runtime) -> None:
     rules = FusionRules.learn([(rewritten, made.executed)])
     told = set(apply_rules(rules, rewritten).signatures)
     assert told == {node.kernel.signature for node in kernels(rewritten, made)}
-    eight_bits = RuntimeSettings(precision="int8")
-    assert runtime.rewritten(model, eight_bits) is model
 
 
-def test_kernels_of_eight_bits(runtime: Runtime, model: onnx.ModelProto) -> None:
+def test_kernels_of_eight_bits(model: onnx.ModelProto) -> None:
+    runtime = usable("executorch")
     settings = RuntimeSettings(precision="int8")
+    assert runtime.rewritten(model, settings) is model
     made = runtime.compile(model.SerializeToString(), settings)
     found = kernels(model, made)
     assert "int8" in {k.kernel.dtype for k in found if k.kernel.family.startswith("conv_")}
