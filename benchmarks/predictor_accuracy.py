@@ -231,7 +231,8 @@ def compute(plan: Plan, progress: Progress) -> dict[str, Any]:
         InvalidInputError: the profile or the truth is missing.
     """
     card = DeviceCard.open(plan.profile_card)
-    truth_card = DeviceCard.open(plan.truth_card)
+    # The machine's speed moves between two series: the truth is told at that of the profile.
+    truth_card = DeviceCard.open(plan.truth_card).at_speed_of(card)
     truths = read_truth(truth_card)
     if not truths:
         raise InvalidInputError(f"{plan.truth_card}: nothing measured yet; measure the truth.")
@@ -341,7 +342,7 @@ def _fitted(plan: Plan, card: DeviceCard, minutes: float | None) -> tuple[Predic
 def _read_sweeps(plan: Plan, predictor: Predictor) -> list[dict[str, Any]]:
     if not plan.sweeps_card.is_file():
         return []
-    truths = read_truth(DeviceCard.open(plan.sweeps_card))
+    truths = read_truth(DeviceCard.open(plan.sweeps_card).at_speed_of(predictor.card))
     return sweep_figures(truths, answers(predictor, truths), predictor.calibration)
 
 

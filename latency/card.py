@@ -173,6 +173,16 @@ class DeviceCard:
         meta = {key: value for key, value in self._meta.items() if key != "validation"}
         return type(self)(self.path, meta, networks, {}, digest)
 
+    def at_speed_of(self, other: DeviceCard) -> Self:
+        """This card, whose latencies are told as those of the device at another card's speed.
+
+        Args:
+            other: of the same device; its sentinel says how fast that was.
+        """
+        digest = hashlib.sha256(f"{self.fingerprint} {other.fingerprint}".encode()).hexdigest()
+        meta = {**self._meta, "sentinel_reference_ms": other.sentinel_reference_ms}
+        return type(self)(self.path, meta, self.networks, {}, digest)
+
     def __enter__(self) -> Self:
         return self
 
@@ -215,6 +225,8 @@ class DeviceCard:
         Raises:
             InvalidInputError: nothing was measured yet.
         """
+        if (told := self._meta.get("sentinel_reference_ms")) is not None:  # see `at_speed_of`
+            return float(told)
         visits = (v.visit for network in self.networks for v in network.visits)
         times = [t for v in visits for t in (v.sentinel_before_ms, v.sentinel_after_ms)]
         if not times:
