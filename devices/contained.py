@@ -241,6 +241,14 @@ class ContainedRuntime(Runtime):
         self._compiling = Child(self.inner, label)
         self._running = Child(self.inner, label)
 
+    def start_compiling(self) -> None:
+        """Starts the child that compiles, if there is none; it ends with the thread that did so.
+
+        Raises:
+            UnavailableError: it does not start.
+        """
+        self._compiling.start()
+
     def status(self) -> RuntimeStatus:
         """That of the runtime that does the work."""
         return self.here().status()

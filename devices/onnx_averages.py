@@ -2,8 +2,8 @@
 
 ONNX's average of a window leaves out what lies beyond the image (``count_include_pad=0``). So does
 TensorFlow's, but only where its padding ``SAME`` puts the windows at the same places: not where a
-window of 3 moves by 2 over an even size, as in networks that halve their images. Counting the
-border as zeros, and multiplying by how many times too large the divisor then was, is the same
+window of 3 moves by 2 over an even size, as in networks that halve their images. Putting zeros
+around the image, and multiplying by how many times too large the divisor then was, is the same
 number by operations that have fast kernels.
 """
 
@@ -25,15 +25,17 @@ __all__ = ["with_border_counted"]
 
 _SINCE = 7
 """Before this opset, AveragePool had no `count_include_pad`."""
+_PADS_ARE_INPUTS = 11
+"""Before this opset, Pad had them as an attribute."""
 
 
 def with_border_counted(model: onnx.ModelProto) -> onnx.ModelProto:
     r"""A model whose averages count the border; the given one is left alone.
 
-    Each AveragePool that leaves out a border becomes one that counts it, and a product with a
-    constant of shape (1, 1, \*output sizes). Left as they are: windows placed as by ``SAME``, or
-    with ``ceil_mode``, dilations or ``auto_pad``; inputs of unknown or changing size; models before
-    opset 7.
+    Each AveragePool that leaves out a border becomes one without a border of an image with zeros
+    around it, and a product with a constant of shape (1, 1, \*output sizes). Left as they are:
+    windows placed as by ``SAME``, or with ``ceil_mode``, dilations or ``auto_pad``; inputs of
+    unknown or changing size; models before opset 7.
 
     Raises:
         InvalidInputError: the model's shapes are wrong, or it is too large to copy.
@@ -50,24 +52,43 @@ def with_border_counted(model: onnx.ModelProto) -> onnx.ModelProto:
     }
     nodes: list[onnx.NodeProto] = []
     for node in copy.graph.node:
-        nodes.append(node)
         kind = types.get(node.input[0]) if node.op_type == "AveragePool" else None
         if kind is None or (factors := _factors(node, kind)) is None:
+            nodes.append(node)
             continue
-        counted = next((a for a in node.attribute if a.name == "count_include_pad"), None)
-        if counted is None:
-            counted = node.attribute.add(name="count_include_pad", type=onnx.AttributeProto.INT)
-        counted.i = 1
         result = node.output[0]
-        pooled, factor = f"{result}/border_counted", f"{result}/border_factor"
-        node.output[0] = pooled
+        label = node.name or result
+        padded, pooled = f"{result}/border_zeros", f"{result}/border_counted"
+        pads = next(a for a in node.attribute if a.name == "pads")
+        zeros, constants = _pad(node.input[0], padded, pads.ints, opset_of(model))
+        zeros.name = f"{label}/zeros"
+        node.attribute.remove(pads)
+        node.input[0], node.output[0] = padded, pooled
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        copy.graph.initializer.append(onnx.numpy_helper.from_array(factors.astype(dtype), factor))
-        label = f"{node.name or result}/border"
-        nodes.append(onnx.helper.make_node("Mul", [pooled, factor], [result], name=label))
+        factor = onnx.numpy_helper.from_array(factors.astype(dtype), f"{result}/border_factor")
+        copy.graph.initializer.extend([*constants, factor])
+        product = onnx.helper.make_node(
+            "Mul", [pooled, factor.name], [result], name=f"{label}/border"
+        )
+        nodes += [zeros, node, product]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
+
+
+def _pad(
+    source: str, result: str, pads: Sequence[int], opset: int
+) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    """A node that puts zeros around an image, and its constants."""
+    import numpy as np
+    import onnx
+
+    rank = len(pads) // 2
+    both = [0, 0, *pads[:rank], 0, 0, *pads[rank:]]
+    if opset < _PADS_ARE_INPUTS:
+        return onnx.helper.make_node("Pad", [source], [result], pads=both), []
+    widths = onnx.numpy_helper.from_array(np.array(both, dtype=np.int64), f"{result}/pads")
+    return onnx.helper.make_node("Pad", [source, widths.name], [result]), [widths]
 
 
 def _factors(node: onnx.NodeProto, kind: onnx.TypeProto.Tensor) -> npt.NDArray[np.float64] | None:

@@ -29,6 +29,7 @@ from latency.card import DeviceCard
 from latency.card_errors import writing
 from latency.card_rows import ANCHOR, CHOSEN, WHOLE, CardVisit
 from latency.card_writer import CardWriter
+from latency.compiling import Compilers
 from latency.executed import executed_graph
 from latency.fusion import FusionLearner, FusionRules
 from latency.graph_store import GraphStore
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     import onnx
 
     from latency.kernel import KernelGraph
+    from latency.probes import ProbeSpec
 
 __all__ = ["profile_device"]
 
@@ -135,6 +137,21 @@ class _Network:
     born: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """A probe that was drawn."""
+
+    name: str
+    spec: ProbeSpec
+    model: onnx.ModelProto
+
+    @property
+    def digest(self) -> str:
+        from latency.probes import model_digest
+
+        return model_digest(self.model)
+
+
 class _Profiler:
     """One run of the profile over an open card."""
 
@@ -177,6 +194,7 @@ class _Profiler:
         with ExitStack() as stack:
             self.store = stack.enter_context(GraphStore.temporary())
             self.visitor = stack.enter_context(Visitor(self.engine, self.settings))
+            self.compilers = stack.enter_context(Compilers(self.engine, self.settings))
             self._take_up_known()
             for name in self.models:
                 self._add_extra(name)
@@ -208,10 +226,16 @@ class _Profiler:
             self._visit(number, network)
         if wanted > 0:
             self._look_ahead(age)
-        for index in range(have, have + wanted):
+        for first in range(have, have + wanted, self.compilers.count):
             if self._stop(age):
                 return False
-            self._visit(number, self._add_probe(index, number))
+            places = range(first, min(first + self.compilers.count, have + wanted))
+            drawn = {index: self._draw_probe(index) for index in places}
+            made = self.compilers.compile({one.name: one.model for one in drawn.values()})
+            for index, one in drawn.items():
+                if self._stop(age):
+                    return False
+                self._visit(number, self._add_probe(index, number, one, made[one.name]))
         rounds = self.schedule.rounds
         if rounds is not None:
             return age + 1 < rounds
@@ -290,25 +314,43 @@ class _Profiler:
                 spec = {"kernels": kernels}
                 self.networks.append(self._add(name, ANCHOR, digest, spec, model, self.first_round))
 
-    def _add_probe(self, index: int, born: int) -> _Network:
-        """Draws a probe and compiles it; where the runtime refuses one, another is drawn."""
-        for attempt in range(_MOST_DRAWS):
+    def _add_probe(
+        self, index: int, born: int, drawn: _Probe, made: CompiledGraph | AutospaceError
+    ) -> _Network:
+        """Takes up a probe; where the runtime refuses it, another is drawn.
+
+        Args:
+            index: of the probe.
+            born: the round.
+            drawn: the probe.
+            made: by the runtime.
+        """
+        for attempt in range(1, _MOST_DRAWS + 1):
             try:
-                return self._draw_probe(index, attempt, born)
+                if isinstance(made, AutospaceError):
+                    raise made
+                network = self._add(
+                    drawn.name, "probe", drawn.digest, drawn.spec.to_json(), drawn.model, born, made
+                )
             except InvalidInputError as error:
-                if attempt + 1 == _MOST_DRAWS:
+                if attempt == _MOST_DRAWS:
                     raise
                 self._note_refusal(error)
+                drawn = self._draw_probe(index, attempt)
+                made = self.compilers.compile({drawn.name: drawn.model})[drawn.name]
+            else:
+                self.networks.append(network)
+                return network
         raise AssertionError("unreachable")
 
     def _note_refusal(self, error: InvalidInputError) -> None:
         self.writer.put(refused=[*self.writer.get("refused", []), str(error)])
 
-    def _draw_probe(self, index: int, attempt: int, born: int) -> _Network:
+    def _draw_probe(self, index: int, attempt: int = 0) -> _Probe:
         import numpy as np
 
         from latency.probe_networks import sample_network
-        from latency.probes import build_probe, model_digest, sample_probe
+        from latency.probes import build_probe, sample_probe
 
         rng = np.random.default_rng([self.seed, 2, index, *([attempt] if attempt else [])])
         light, label = index < self.schedule.light_probes, "probe-"
@@ -318,17 +360,8 @@ class _Profiler:
             spec, label = self.acquisition.choose(rng), CHOSEN
         else:
             spec = sample_probe(rng, light=light)
-        model = build_probe(spec, self.settings.batch)
-        network = self._add(
-            f"{label}{self.seed}-{index}",
-            "probe",
-            model_digest(model),
-            spec.to_json(),
-            model,
-            born,
-        )
-        self.networks.append(network)
-        return network
+        name = f"{label}{self.seed}-{index}"
+        return _Probe(name, spec, build_probe(spec, self.settings.batch))
 
     def _add(
         self,
@@ -338,8 +371,9 @@ class _Profiler:
         spec: dict[str, Any] | None,
         model: onnx.ModelProto,
         born: int,
+        compiled: CompiledGraph | None = None,
     ) -> _Network:
-        compiled = compile_named(self.engine, name, model, self.settings)
+        compiled = compiled or compile_named(self.engine, name, model, self.settings)
         graph = self._take_in(name, model, compiled)
         self.store.put(name, compiled)
         number = self.writer.add_network(name, kind, digest, spec, graph.kernels)

@@ -15,6 +15,7 @@ from autospace.onnx_export import (
     architecture_of_onnx,
     build_onnx,
     check_outputs,
+    filler_weights,
     folded_weights,
     onnx_for_cost,
     write_onnx,
@@ -75,6 +76,14 @@ def test_a_wrong_export_is_refused():
     model = build_onnx(architecture.nodes, weights)
     with pytest.raises(AutospaceError, match="outputs differ from PyTorch"):
         check_outputs(network, model, _images(4), batch=1)
+
+
+def test_no_two_filler_weights_are_alike():
+    """A runtime that works out once what occurs twice must find nothing."""
+    architecture = Architecture(SKELETON, (REFERENCE_CELLS[1],) * 4)
+    weights = filler_weights(architecture.nodes)
+    parts = [part.tobytes() for own in weights.values() for part in own]
+    assert len(set(parts)) == len(parts) > 20
 
 
 def test_node_names_say_where_they_belong():

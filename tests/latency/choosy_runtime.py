@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import ClassVar
 
 from devices.contained import ContainedRuntime
@@ -35,3 +36,25 @@ class ContainedChoosy(ContainedRuntime, SimulatedRuntime):
     def __init__(self) -> None:
         SimulatedRuntime.__init__(self)
         ContainedRuntime.__init__(self)
+
+
+class Slow(SimulatedRuntime):
+    """The simulated runtime, which never finishes with a softmax."""
+
+    def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
+        if b"Softmax" in model:
+            time.sleep(600)
+        return super().compile(model, settings)
+
+
+class ContainedSlow(ContainedChoosy):
+    """The same from a child."""
+
+    inner: ClassVar[str] = "choosy_runtime:Slow"
+    slow_to_compile: ClassVar[bool] = True
+
+
+class SlowAndChoosy(ContainedChoosy):
+    """The choosy one, compiled by several at once."""
+
+    slow_to_compile: ClassVar[bool] = True

@@ -55,6 +55,17 @@ class TestContent:
         with pytest.raises(InvalidInputError, match="'mean'"):
             real_card.ratio("mean")
 
+    def test_at_the_speed_of_another(self, real_card: DeviceCard, tmp_path: Path) -> None:
+        other = real_card.first(1e-9 + min(v.at_s for n in real_card.networks for v in n.visits))
+        faster = real_card.at_speed_of(real_card)
+        assert faster.sentinel_reference_ms == real_card.sentinel_reference_ms
+        moved = real_card.at_speed_of(other)
+        assert moved.sentinel_reference_ms == other.sentinel_reference_ms
+        assert moved.fingerprint != real_card.fingerprint
+        assert moved.at_speed_of(real_card).measurement(real_card.networks[0]) == (
+            real_card.measurement(real_card.networks[0])
+        )
+
     def test_context_manager(self, simulated_card: DeviceCard) -> None:
         with DeviceCard.open(simulated_card.path) as card:
             assert card.fingerprint == simulated_card.fingerprint
