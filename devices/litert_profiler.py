@@ -3,7 +3,7 @@
 The Python packages tell none, but the library in them has a profiler, and exports its functions
 (LiteRT's ``litert/c``: ``litert_compiled_model.h``, ``litert_profiler.h``). XNNPACK tells the time
 of each of its kernels through it, in whole microseconds, cut off. The layout of an event is no
-promise, so that only versions are read whose layout was seen (`READABLE`).
+promise, so that only versions are read whose layout was seen (`is_readable`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["READABLE", "LiteRtProfiler"]
+__all__ = ["LiteRtProfiler", "is_readable"]
 
-READABLE = ("2.3.",)
+_READABLE = ("2.3.",)
 """Beginnings of the versions of ai-edge-litert whose events are laid out as `_Event`."""
+_LIBRARIES = ("libLiteRt.so", "libLiteRt.dylib", "libLiteRt.dll")
 
 _CPU = 1
 _WRITE, _HOST_WORDS = 1, 64
@@ -47,6 +50,14 @@ class _Event(ctypes.Structure):
         ("second_number", ctypes.c_uint64),
         ("source", ctypes.c_int),
     )
+
+
+def is_readable() -> bool:
+    """Whether the installed version has the profiler, in a form that is understood."""
+    try:
+        return version("ai-edge-litert").startswith(_READABLE) and _library_file() is not None
+    except PackageNotFoundError:
+        return False
 
 
 class LiteRtProfiler:
@@ -243,13 +254,18 @@ def _environment() -> ctypes.c_void_p:
     return _asked(_library().LiteRtCreateEnvironment, 0, None)
 
 
+def _library_file() -> Path | None:
+    """Where LiteRT's library lies; its package is not imported for that."""
+    spec = find_spec("ai_edge_litert")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = (Path(folder, name) for folder in folders for name in _LIBRARIES)
+    return next((file for file in files if file.is_file()), None)
+
+
 @cache
 def _library() -> Any:
     """LiteRT's library, with the types of what is called of it."""
-    import ai_edge_litert
-
-    folder = Path(str(ai_edge_litert.__file__)).parent
-    library = ctypes.CDLL(str(folder / "libLiteRt.so"))
+    library = ctypes.CDLL(str(_library_file()))
     handle, size = ctypes.c_void_p, ctypes.c_size_t
     for name, arguments in {
         "LiteRtCreateEnvironment": [ctypes.c_int, handle, handle],

@@ -19,14 +19,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from devices.contained import ContainedRuntime
-from devices.errors import UnavailableError
+from devices.errors import AutospaceError, UnavailableError
+from devices.executed_onnx import executed_onnx
 from devices.kernel_trace import TraceEvent, kernel_timings
-from devices.litert_profiler import READABLE, LiteRtProfiler
+from devices.litert_profiler import LiteRtProfiler, is_readable
 from devices.onnx_files import input_specs, ordered_inputs, random_inputs
 from devices.preemption import timed_runs
 from devices.runtimes.base import (
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
+    from devices.executed_onnx import ExecutedOp
     from devices.onnx_files import InputSpec
     from devices.runtimes.from_torch import Calibration
 
@@ -68,7 +69,7 @@ class LiteRtHere(FromTorch):
             "litert-torch",
             install="pip install 'autospace[litert]'",
             precisions=("fp32", "fp16"),
-            per_op_times=_is_readable(),
+            per_op_times=is_readable(),
         )
 
     def rewritten(self, model: onnx.ModelProto, settings: RuntimeSettings) -> onnx.ModelProto:
@@ -89,10 +90,7 @@ class LiteRtHere(FromTorch):
             data = _file(module.in_modules(), input_specs(model))
             if settings.precision == "fp16":
                 data = _halved(data)
-            executed = (
-                _executed(model, module.step_nodes(), data, settings) if _is_readable() else None
-            )
-            return Converted(data, executed)
+            return Converted(data, _executed(model, module.step_nodes(), data, settings))
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -167,15 +165,14 @@ class LiteRtModel(CompiledModel):
             UnavailableError: the version that is installed lays its events out in another way.
         """
         self._open()
-        if not _is_readable():
+        if not is_readable():
             raise UnavailableError(
-                "runtime 'litert': times of operations are read of ai-edge-litert "
-                f"{', '.join(READABLE)}x only; time whole runs."
+                "runtime 'litert': tells no times of operations in this version of "
+                "ai-edge-litert; install the one that the project names, or time whole runs."
             )
         with refusals("model", "litert"):
             profiler = _profiler(self._compiled.data, self._compiled.inputs, self._threads)
             traced: list[tuple[TraceEvent, ...]] = []
-
             try:
                 timed_runs(profiler.run, _WARM_UP, self._threads)
                 runs = timed_runs(lambda: traced.append(profiler.traced()), count, self._threads)
@@ -208,14 +205,6 @@ class LiteRtModel(CompiledModel):
         return self._interpreter
 
 
-def _is_readable() -> bool:
-    """Whether the profiler of the version that is installed is understood."""
-    try:
-        return version("ai-edge-litert").startswith(READABLE)
-    except PackageNotFoundError:
-        return False
-
-
 def _profiler(data: bytes, inputs: tuple[InputSpec, ...], threads: int) -> LiteRtProfiler:
     """A file with its profiler, on random inputs."""
     return LiteRtProfiler(data, threads, [_laid(a) for a in random_inputs(inputs).values()])
@@ -223,11 +212,26 @@ def _profiler(data: bytes, inputs: tuple[InputSpec, ...], threads: int) -> LiteR
 
 def _executed(
     model: onnx.ModelProto, steps: Sequence[str], data: bytes, settings: RuntimeSettings
-) -> bytes:
-    """What a file executes, see `CompiledGraph.executed`."""
+) -> bytes | None:
+    """What a file executes, see `CompiledGraph.executed`; None where it cannot be told.
+
+    A file that runs is good for everything else, so that none is refused for it.
+    """
+    if not is_readable():
+        return None
+    try:
+        operations = _operations(model, steps, data, settings)
+        return executed_onnx(model, operations)
+    except (AutospaceError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _operations(
+    model: onnx.ModelProto, steps: Sequence[str], data: bytes, settings: RuntimeSettings
+) -> tuple[ExecutedOp, ...]:
+    """The kernels of a file, by a run with the profiler on."""
     from ai_edge_litert.interpreter import Interpreter
 
-    from devices.executed_onnx import executed_onnx
     from devices.litert_kernels import LiteRtFile, executed_operations
 
     interpreter = Interpreter(model_content=data, num_threads=settings.threads)
@@ -243,8 +247,7 @@ def _executed(
         events = profiler.traced()
     finally:
         profiler.close()
-    operations = executed_operations(model, steps, LiteRtFile(data, parts), events)
-    return executed_onnx(model, operations)
+    return executed_operations(model, steps, LiteRtFile(data, parts), events)
 
 
 def _file(module: Any, inputs: tuple[InputSpec, ...]) -> bytes:

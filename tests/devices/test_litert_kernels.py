@@ -114,3 +114,17 @@ def test_no_file_no_profiler(runtime: ContainedRuntime) -> None:
 def test_inputs_of_another_size(runtime: ContainedRuntime, compiled: CompiledGraph) -> None:
     with pytest.raises(InvalidInputError, match="inputs: litert wants 12288 bytes instead of 12;"):
         LiteRtProfiler(compiled.data, 1, [np.zeros((1, 1, 1, 3), np.float32)])
+
+
+@pytest.mark.filterwarnings("ignore")  # the package's own, in this process for once
+def test_a_file_whose_kernels_cannot_be_told_still_runs(
+    runtime: ContainedRuntime, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise KeyError("step99")
+
+    monkeypatch.setattr("devices.litert_kernels.executed_operations", fails)
+    made = runtime.here().compile(model.SerializeToString(), SETTINGS)
+    assert made.executed is None
+    with runtime.load(made, SETTINGS) as loaded:
+        assert len(loaded.run(2)) == 2
