@@ -8,14 +8,20 @@ names wherever they hold the original's values. Weights have shapes only. The gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["EXECUTED_DOMAIN", "ExecutedOp", "ExecutedTensor", "executed_onnx"]
+__all__ = [
+    "EXECUTED_DOMAIN",
+    "ExecutedOp",
+    "ExecutedTensor",
+    "executed_onnx",
+    "with_what_was_fused",
+]
 
 EXECUTED_DOMAIN = "autospace.executed"
 """Domain of the models that are written here: their tensors' shapes are all told."""
@@ -79,6 +85,33 @@ def executed_onnx(model: onnx.ModelProto, operations: Sequence[ExecutedOp]) -> b
         operations: in the order of execution.
     """
     return _Writer(model).write(operations)
+
+
+def with_what_was_fused(
+    model: onnx.ModelProto, operations: Sequence[ExecutedOp]
+) -> Iterator[ExecutedOp]:
+    """Gives nodes without a kernel to that which makes their input, if nobody else reads it."""
+    owner: dict[str, int] = {}
+    for place, operation in enumerate(operations):
+        owner.update(dict.fromkeys(operation.covers, place))
+    readers: dict[str, int] = {}
+    for node in model.graph.node:
+        for name in set(node.input):
+            readers[name] = readers.get(name, 0) + 1
+    maker: dict[str, str] = {}
+    covers = [list(operation.covers) for operation in operations]
+    for node in model.graph.node:
+        source = next((name for name in node.input if name in maker), None)
+        alone = len(node.output) == 1 and source is not None and readers[source] == 1
+        if node.name not in owner and source is not None and alone:
+            kernel = owner.get(maker[source])
+            if kernel is not None:
+                owner[node.name] = kernel
+                covers[kernel].append(node.name)
+        for name in node.output:
+            maker[name] = node.name
+    for operation, own in zip(operations, covers, strict=True):
+        yield replace(operation, covers=tuple(own))
 
 
 class _Writer:

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from devices.executed_onnx import ExecutedOp, ExecutedTensor
+from devices.executed_onnx import ExecutedOp, ExecutedTensor, with_what_was_fused
 from devices.onnx_files import inferred
-from devices.xnnpack_kernels import MOVES, TO_LAST, Given, part_kernels, with_what_was_fused
+from devices.xnnpack_kernels import MOVES, TO_LAST, Given, part_kernels
 
 if TYPE_CHECKING:
     import onnx

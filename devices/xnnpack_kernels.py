@@ -9,18 +9,16 @@ before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devices.executed_onnx import ExecutedOp, ExecutedTensor
 
 if TYPE_CHECKING:
-    import onnx
-
     from devices.kernel_trace import TraceEvent
 
-__all__ = ["MOVES", "TO_LAST", "Given", "aligned", "part_kernels", "with_what_was_fused"]
+__all__ = ["MOVES", "TO_LAST", "Given", "aligned", "part_kernels"]
 
 TO_LAST = (0, 2, 3, 1)
 """The order of axes that puts an image's channels last."""
@@ -224,30 +222,3 @@ def aligned(wanted: Sequence[tuple[str, ...]], names: Sequence[str]) -> list[int
         else:
             column += 1
     return found
-
-
-def with_what_was_fused(
-    model: onnx.ModelProto, operations: Sequence[ExecutedOp]
-) -> Iterator[ExecutedOp]:
-    """Gives nodes without a kernel to that which makes their input, if nobody else reads it."""
-    owner: dict[str, int] = {}
-    for place, operation in enumerate(operations):
-        owner.update(dict.fromkeys(operation.covers, place))
-    readers: dict[str, int] = {}
-    for node in model.graph.node:
-        for name in set(node.input):
-            readers[name] = readers.get(name, 0) + 1
-    maker: dict[str, str] = {}
-    covers = [list(operation.covers) for operation in operations]
-    for node in model.graph.node:
-        source = next((name for name in node.input if name in maker), None)
-        alone = len(node.output) == 1 and source is not None and readers[source] == 1
-        if node.name not in owner and source is not None and alone:
-            kernel = owner.get(maker[source])
-            if kernel is not None:
-                owner[node.name] = kernel
-                covers[kernel].append(node.name)
-        for name in node.output:
-            maker[name] = node.name
-    for operation, own in zip(operations, covers, strict=True):
-        yield replace(operation, covers=tuple(own))

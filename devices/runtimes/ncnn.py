@@ -1,9 +1,11 @@
 """ncnn, Tencent's phone runtime, on this machine's processor.
 
 pnnx turns ONNX into ncnn's two files, a text of layers and the weights, with its fusions done; that
-pair is the compiled graph. ncnn picks kernels and packs weights when it loads them. It tells no
-times of single layers from Python. There is no batch in its tensors: one image is one run. With
-fp16, weights and what lies between layers have 16 bits; whether sums have too is the processor's.
+pair is the compiled graph. ncnn picks kernels and packs weights when it loads them. It runs only
+what is asked for, so that asking for what one layer after the other makes tells their times; which
+of the model's nodes they stand for tells the wiring (`devices.ncnn_layers`). There is no batch in
+its tensors: one image is one run. With fp16, weights and what lies between layers have 16 bits;
+whether sums have too is the processor's.
 """
 
 from __future__ import annotations
@@ -14,15 +16,21 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.contained import COMPILE_LIMIT_S, ContainedRuntime
-from devices.errors import InvalidInputError, UnavailableError
+from devices.errors import AutospaceError, InvalidInputError, UnavailableError
+from devices.executed_onnx import executed_onnx
+from devices.kernel_trace import TraceEvent, kernel_timings
+from devices.ncnn_layers import executed_operations, read_layers, timed_layers
 from devices.onnx_files import (
     fix_shapes,
     input_specs,
+    name_nodes,
     one_line,
     ordered_inputs,
     parse_onnx,
@@ -42,9 +50,16 @@ from devices.runtimes.base import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import onnx
 
 __all__ = ["Ncnn", "NcnnHere", "NcnnModel"]
 
+_AS_IT_IS = 1
+"""How a blob is handed out: not unpacked, for that would take its time."""
+_ASKED = 5
+_WARM_UP = 3
+"""Runs before those that a profile counts."""
+_LEAST_MS = 1e-5
 _HEAD = struct.Struct("<Q")
 """Bytes of the layers' text; the weights follow it."""
 _FOREIGN = re.compile(r"[.:]")
@@ -60,7 +75,11 @@ class NcnnHere(Runtime):
     def status(self) -> RuntimeStatus:
         """Usable when both packages are installed; importing them is left for later."""
         return self.status_by_packages(
-            "ncnn", "pnnx", install="pip install 'autospace[ncnn]'", precisions=("fp32", "fp16")
+            "ncnn",
+            "pnnx",
+            install="pip install 'autospace[ncnn]'",
+            precisions=("fp32", "fp16"),
+            per_op_times=True,
         )
 
     def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
@@ -75,17 +94,18 @@ class NcnnHere(Runtime):
             raise UnavailableError(
                 f"batch {settings.batch}: runtime 'ncnn' runs one image at a time; take batch 1."
             )
-        proto = fix_shapes(parse_onnx(model), settings.batch)
+        proto = name_nodes(fix_shapes(parse_onnx(model), settings.batch))
         inputs = input_specs(proto)
         nodes = {node.op_type: node.name or node.output[0] for node in proto.graph.node[::-1]}
         layers, weights = _converted(to_bytes(proto), inputs, nodes, settings.precision)
-        return CompiledGraph(
+        made = CompiledGraph(
             runtime=self.name,
             version=status.version or "",
             data=_HEAD.pack(len(layers)) + layers + weights,
             inputs=inputs,
             outputs=tuple(value.name for value in proto.graph.output),
         )
+        return replace(made, executed=_executed(proto, made, settings))
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -152,6 +172,7 @@ class NcnnModel(CompiledModel):
         if failed:
             self.close()
             raise InvalidInputError("model: ncnn refused the converted network; use another one.")
+        self._layers = read_layers(layers.decode())
         self._feed = self._mats(random_inputs(compiled.inputs))
 
     def run(self, count: int) -> list[float]:
@@ -161,14 +182,42 @@ class NcnnModel(CompiledModel):
         return self.counted_ms(runs, count)
 
     def profile(self, count: int) -> dict[str, NodeTiming]:
-        """Refuses: ncnn tells no times of single layers from Python.
+        """Times each layer in `count` runs; see the base class.
 
-        Raises:
-            UnavailableError: always.
+        A run asks for what the layers make, one after the other, and the time that asking itself
+        takes, for what is there already, is taken off.
         """
-        raise UnavailableError(
-            "runtime 'ncnn': has no times of single operations; time whole runs."
-        )
+        self._open()
+        layers = timed_layers(self._layers)
+        traced: list[tuple[TraceEvent, ...]] = []
+
+        def run() -> None:
+            extractor = self._started(self._feed)
+            spent_ms = [_asked_ms(extractor, layer.tops[0]) for layer in layers]
+            asking_ms = min(_asked_ms(extractor, layers[-1].tops[0]) for _ in range(_ASKED))
+            traced.append(
+                tuple(
+                    TraceEvent(layer.place, layer.kind, False, max(ms - asking_ms, _LEAST_MS))
+                    for layer, ms in zip(layers, spent_ms, strict=True)
+                )
+            )
+
+        timed_runs(run, _WARM_UP, self._threads)
+        traced.clear()
+        runs = timed_runs(run, count, self._threads)
+        return kernel_timings(traced, runs, count)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape, with the batch, of what each timed layer makes first, by the name of that."""
+        extractor = self._started(self._feed)
+        found = {}
+        for layer in timed_layers(self._layers):
+            _, mat = extractor.extract(layer.tops[0], type=_AS_IT_IS)
+            axes = ("w", "h", "c") if mat.dims == 3 else ("w", "h", "d", "c")
+            sides = [int(getattr(mat, axis)) for axis in axes[: mat.dims]]
+            sides[-1] *= mat.elempack
+            found[layer.tops[0]] = (1, *reversed(sides))
+        return found
 
     def infer(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
         """Runs once; see the base class."""
@@ -185,10 +234,15 @@ class NcnnModel(CompiledModel):
             self._net.clear()
             self._net = None
 
-    def _outputs(self, feed: list[Any]) -> list[Any]:
+    def _started(self, feed: list[Any]) -> Any:
+        """A run that has its inputs, and has computed nothing yet."""
         extractor = self._net.create_extractor()
         for place, mat in enumerate(feed):
             extractor.input(f"in{place}", mat)
+        return extractor
+
+    def _outputs(self, feed: list[Any]) -> list[Any]:
+        extractor = self._started(feed)
         outputs = []
         for place in range(len(self._compiled.outputs)):
             failed, mat = extractor.extract(f"out{place}")
@@ -213,6 +267,28 @@ class NcnnModel(CompiledModel):
     def _open(self) -> None:
         if self._net is None:
             raise UnavailableError("model: already closed; load it again.")
+
+
+def _asked_ms(extractor: Any, blob: str) -> float:
+    """How long it takes until a blob is there."""
+    start = perf_counter()
+    extractor.extract(blob, type=_AS_IT_IS)
+    return (perf_counter() - start) * 1e3
+
+
+def _executed(
+    model: onnx.ModelProto, made: CompiledGraph, settings: RuntimeSettings
+) -> bytes | None:
+    """What a network executes, see `CompiledGraph.executed`; None where it cannot be told.
+
+    A network that runs is good for everything else, so that none is refused for it.
+    """
+    try:
+        with NcnnModel(made, settings) as loaded:
+            layers = read_layers(_parts(made)[0].decode())
+            return executed_onnx(model, executed_operations(model, layers, loaded.shapes()))
+    except (AutospaceError, LookupError, TypeError, ValueError):
+        return None
 
 
 def _converted(
