@@ -19,11 +19,13 @@ from devices.onnx_files import inferred
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Layer", "executed_operations", "read_layers", "timed_layers"]
+__all__ = ["REFERENCE", "Layer", "executed_operations", "read_layers", "timed_layers"]
 
 _RUNTIME = "ncnn"
-_UNTIMED = ("Input", "Split", "MemoryData", "Noop")
-"""Layers that compute nothing: a copy refers to what it is of."""
+REFERENCE = "Split"
+"""A layer whose tops all refer to what it reads."""
+_UNTIMED = ("Input", REFERENCE, "MemoryData", "Noop")
+"""Layers that compute nothing."""
 _LINEAR = ("Gemm", "MatMul")
 _MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _SEEN_THROUGH = (*_MOVES, "Identity", "Dropout")

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +27,7 @@ from devices.contained import COMPILE_LIMIT_S, ContainedRuntime
 from devices.errors import AutospaceError, InvalidInputError, UnavailableError
 from devices.executed_onnx import executed_onnx
 from devices.kernel_trace import TraceEvent, kernel_timings
-from devices.ncnn_layers import executed_operations, read_layers, timed_layers
+from devices.ncnn_layers import REFERENCE, executed_operations, read_layers, timed_layers
 from devices.onnx_files import (
     fix_shapes,
     input_specs,
@@ -56,7 +57,6 @@ __all__ = ["Ncnn", "NcnnHere", "NcnnModel"]
 
 _AS_IT_IS = 1
 """How a blob is handed out: not unpacked, for that would take its time."""
-_ASKED = 5
 _WARM_UP = 3
 """Runs before those that a profile counts."""
 _LEAST_MS = 1e-5
@@ -172,7 +172,7 @@ class NcnnModel(CompiledModel):
         if failed:
             self.close()
             raise InvalidInputError("model: ncnn refused the converted network; use another one.")
-        self._layers = read_layers(layers.decode())
+        self._text = layers.decode(errors="replace")
         self._feed = self._mats(random_inputs(compiled.inputs))
 
     def run(self, count: int) -> list[float]:
@@ -184,34 +184,41 @@ class NcnnModel(CompiledModel):
     def profile(self, count: int) -> dict[str, NodeTiming]:
         """Times each layer in `count` runs; see the base class.
 
-        A run asks for what the layers make, one after the other, and the time that asking itself
-        takes, for what is there already, is taken off.
+        A run asks for what the layers make, one after the other. What asking itself takes is taken
+        off: the time of layers that only refer to what is there, or of asking again, where there is
+        no such layer.
         """
         self._open()
-        layers = timed_layers(self._layers)
-        traced: list[tuple[TraceEvent, ...]] = []
+        layers = [layer for layer in read_layers(self._text) if layer.bottoms]
+        references = [place for place, layer in enumerate(layers) if layer.kind == REFERENCE]
+        spent: list[list[float]] = []
+        asking: list[float] = []
 
         def run() -> None:
             extractor = self._started(self._feed)
-            spent_ms = [_asked_ms(extractor, layer.tops[0]) for layer in layers]
-            asking_ms = min(_asked_ms(extractor, layers[-1].tops[0]) for _ in range(_ASKED))
-            traced.append(
-                tuple(
-                    TraceEvent(layer.place, layer.kind, False, max(ms - asking_ms, _LEAST_MS))
-                    for layer, ms in zip(layers, spent_ms, strict=True)
-                )
-            )
+            spent.append([_asked_ms(extractor, layer.tops[0]) for layer in layers])
+            asking.append(_asked_ms(extractor, layers[-1].tops[0]))
 
         timed_runs(run, _WARM_UP, self._threads)
-        traced.clear()
+        spent.clear()
         runs = timed_runs(run, count, self._threads)
+        off_ms = median([own[place] for own in spent for place in references] or asking)
+        timed = {layer.place for layer in timed_layers(layers)}
+        traced = [
+            tuple(
+                TraceEvent(layer.place, layer.kind, False, max(ms - off_ms, _LEAST_MS))
+                for layer, ms in zip(layers, own, strict=True)
+                if layer.place in timed
+            )
+            for own in spent
+        ]
         return kernel_timings(traced, runs, count)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape, with the batch, of what each timed layer makes first, by the name of that."""
         extractor = self._started(self._feed)
         found = {}
-        for layer in timed_layers(self._layers):
+        for layer in timed_layers(read_layers(self._text)):
             _, mat = extractor.extract(layer.tops[0], type=_AS_IT_IS)
             axes = ("w", "h", "c") if mat.dims == 3 else ("w", "h", "d", "c")
             sides = [int(getattr(mat, axis)) for axis in axes[: mat.dims]]
