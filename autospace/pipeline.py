@@ -411,6 +411,13 @@ def _undecided(measured: Measurement, limit_ms: float) -> bool:
     return measured.low_ms <= limit_ms < measured.upper_ms()
 
 
+def _may_change(measured: Measurement, limit_ms: float) -> bool:
+    """Whether a later measurement may end otherwise: also where this machine was slow just then."""
+    missed = measured.upper_ms() > limit_ms
+    slow = missed and speed_warning([measured]) is not None
+    return slow or _undecided(measured, limit_ms)
+
+
 def _limits(run: _Run) -> list[dict[str, Any]]:
     limits: list[dict[str, Any]] = Architecture.load(run.path("architecture.json")).provenance[
         "limits"
@@ -444,7 +451,7 @@ def _write_verdict(
         exported = measured.measured if measured and limit["metric"] == "latency_ms" else None
         limits.append({
             **limit, "found": value, "bound": bound, "kept": bound <= limit["value"],
-            "open": exported is not None and _undecided(exported, limit["value"]),
+            "open": exported is not None and _may_change(exported, limit["value"]),
         })  # fmt: skip
     kept = all(limit["kept"] for limit in limits) and measured is not None
     prediction = measured.predicted if measured else None

@@ -20,6 +20,8 @@ from autospace.config import load_config
 from autospace.pipeline import STAGES, check_verdict, newest_network, run_pipeline
 from autospace.training import TrainedNetwork
 from devices.errors import BudgetError, UsageError
+from devices.measurement import Measurement
+from devices.runtimes.base import RuntimeSettings
 from devices.visits import Visit
 
 CONFIG = """
@@ -279,3 +281,21 @@ def test_a_run_of_an_older_version_goes_on(whole, tmp_path):
     del state["config"]["target"]["statistic"]
     (run / "state.json").write_text(json.dumps(state))
     assert _run(whole.parent / "config.toml", run)["kept"]
+
+
+def test_a_limit_missed_on_a_slow_machine_may_be_kept_later():
+    from autospace.pipeline import _may_change
+
+    def measured(slowdown: float) -> Measurement:
+        return Measurement(
+            name="network",
+            visits=tuple(Visit((1.5 + 0.1 * i,) * 5, slowdown, slowdown) for i in range(8)),
+            sentinel_reference_ms=1.0,
+            runtime="onnxruntime",
+            runtime_version="1",
+            settings=RuntimeSettings(),
+        )
+
+    assert not _may_change(measured(1.0), 1.0)  # too slow on the machine as it was profiled
+    assert _may_change(measured(1.4), 1.0)
+    assert not _may_change(measured(1.4), 9.0)  # kept, however slow the machine was
