@@ -8,29 +8,40 @@ names wherever they hold the original's values. Weights have shapes only. The gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from devices.errors import AutospaceError
+from devices.onnx_files import inferred
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = [
     "EXECUTED_DOMAIN",
+    "HEAVY",
+    "LINEAR",
+    "MOVES",
     "ExecutedOp",
     "ExecutedTensor",
+    "executed_if_told",
     "executed_onnx",
+    "value_shapes",
     "with_what_was_fused",
 ]
 
 EXECUTED_DOMAIN = "autospace.executed"
 """Domain of the models that are written here: their tensors' shapes are all told."""
 
-_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LINEAR = ("Gemm", "MatMul")
+HEAVY = ("Conv", "ConvTranspose", *LINEAR)
+"""Operations of ONNX that a kernel is called after, whatever else it does."""
+MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+"""Operations of ONNX that give the same numbers another shape."""
 _NO_ACTIVATION = {
-    *("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Sum", "Div"),
-    *("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Constant"),
-    *("QuantizeLinear", "DequantizeLinear"),
+    *(*HEAVY, *MOVES, "BatchNormalization", "Add", "Sub", "Sum", "Div", "Identity", "Dropout"),
+    *("Transpose", "Constant", "QuantizeLinear", "DequantizeLinear"),
 }
 
 
@@ -85,6 +96,36 @@ def executed_onnx(model: onnx.ModelProto, operations: Sequence[ExecutedOp]) -> b
         operations: in the order of execution.
     """
     return _Writer(model).write(operations)
+
+
+def executed_if_told(
+    model: onnx.ModelProto, read: Callable[[], Sequence[ExecutedOp]]
+) -> bytes | None:
+    """As `executed_onnx`; None where what is executed cannot be told.
+
+    A network that runs is good for everything but cards, so that none is refused for it.
+
+    Args:
+        model: as for `executed_onnx`.
+        read: gives the operations.
+    """
+    try:
+        return executed_onnx(model, read())
+    except (AutospaceError, LookupError, TypeError, ValueError):
+        return None
+
+
+def value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a model that is no weight, by its name.
+
+    Args:
+        model: with fixed shapes.
+    """
+    graph = inferred(model).graph
+    return {
+        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
 
 
 def with_what_was_fused(
@@ -194,7 +235,7 @@ class _Writer:
         """The covered node that an operation is called after: a heavy one, else the first."""
         nodes = [self.nodes[i] for i in covered]
         fitting = [node for node in nodes if not allowed or node.op_type in allowed]
-        heavy = [node for node in fitting if node.op_type in _HEAVY]
+        heavy = [node for node in fitting if node.op_type in HEAVY]
         return next(iter((*heavy, *fitting)), None)
 
     def _attributes(
@@ -216,7 +257,7 @@ class _Writer:
                 if attribute.type in simple:
                     found[attribute.name] = helper.get_attribute_value(attribute)
         found.update(op.attributes)
-        if kind in _HEAVY:
+        if kind in HEAVY:
             behind = [
                 self.nodes[i].op_type
                 for i in covered

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from devices.executed_onnx import ExecutedOp, ExecutedTensor, with_what_was_fused
+from devices.executed_onnx import MOVES, ExecutedOp, ExecutedTensor, with_what_was_fused
 from devices.xnnpack_kernels import (
-    MOVES,
     TO_LAST,
     Given,
     aligned,

@@ -18,9 +18,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from devices.executed_onnx import ExecutedOp, ExecutedTensor, with_what_was_fused
-from devices.onnx_files import inferred
-from devices.xnnpack_kernels import MOVES, TO_LAST, Given, part_kernels
+from devices.executed_onnx import (
+    HEAVY,
+    MOVES,
+    ExecutedOp,
+    ExecutedTensor,
+    value_shapes,
+    with_what_was_fused,
+)
+from devices.onnx_files import input_specs
+from devices.xnnpack_kernels import TO_LAST, Given, part_kernels
 
 if TYPE_CHECKING:
     import onnx
@@ -86,7 +93,6 @@ _KINDS = {
 goes by its own name."""
 _TO_FIRST = (0, 3, 1, 2)
 _HEAVY = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
-_HEAVY_NODES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ARITHMETIC = ("ADD", "SUB", "MUL", "DIV")
 _ACTIVATIONS = ("Relu", "Clip")
 _PADDING = ("PAD", "PADV2", "MIRROR_PAD")
@@ -148,6 +154,11 @@ class _Operation:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     activated: bool = False
+
+    @property
+    def plain_name(self) -> str:
+        """Its kind, as other libraries write such names."""
+        return self.kind.title().replace("_", "")
 
 
 class LiteRtFile:
@@ -264,20 +275,14 @@ class _Reader:
     """By what is made, the order of axes of what only changes the layout."""
 
     def __post_init__(self) -> None:
-        graph = inferred(self.model).graph
-        self.shapes = {
-            value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-            for value in (*graph.input, *graph.value_info, *graph.output)
-        }
-        initial = {tensor.name for tensor in self.model.graph.initializer}
-        self.given_names = [v.name for v in self.model.graph.input if v.name not in initial]
+        self.shapes = value_shapes(self.model)
         self.nodes = {node.name: node for node in self.model.graph.node}
         self.maker = {out: node for node in self.model.graph.node for out in node.output if out}
 
     def operations(self, events: Sequence[TraceEvent]) -> list[ExecutedOp]:
         """The kernels, without those nodes that have none."""
         file = self.file
-        for number, name in zip(file.inputs, self.given_names, strict=False):
+        for number, (name, _, _) in zip(file.inputs, input_specs(self.model), strict=True):
             self._place(number, name, self.shapes.get(name), inherits=True)
         covers = self._covers()
         for place, operation in enumerate(file.operations):
@@ -314,7 +319,7 @@ class _Reader:
         """One operation as XNNPACK is given it; what is not of a layer has its activation apart."""
         for number in operation.outputs:
             made = Given(
-                kind=_KINDS.get(operation.kind, operation.kind.title().replace("_", "")),
+                kind=_KINDS.get(operation.kind, operation.plain_name),
                 covers=covers,
                 inputs=tuple(self._tensor(number) for number in operation.inputs),
                 output=self.tensors[number],
@@ -344,7 +349,7 @@ class _Reader:
             name=event.name,
             domain=_NATIVE,
             covers=covers,
-            fallback=fallback or operation.kind.title().replace("_", ""),
+            fallback=fallback or operation.plain_name,
             allowed=frozenset(allowed),
             inputs=tuple(alias.get(tensor.name, tensor) for tensor in inputs),
             outputs=tuple(self.tensors[number] for number in operation.outputs),
@@ -372,7 +377,7 @@ class _Reader:
         for place, (names, operation) in enumerate(zip(named, self.file.operations, strict=True)):
             own = names[:1]
             if operation.kind in _HEAVY:
-                own = [n for n in names if self.nodes[n].op_type in _HEAVY_NODES][:1] or own
+                own = [n for n in names if self.nodes[n].op_type in HEAVY][:1] or own
             covers.append(
                 [
                     name
@@ -380,7 +385,7 @@ class _Reader:
                     if name in own
                     or (
                         not first.get(name, set()) - {place}
-                        and not (own and self.nodes[name].op_type in _HEAVY_NODES)
+                        and not (own and self.nodes[name].op_type in HEAVY)
                     )
                 ]
             )

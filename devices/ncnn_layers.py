@@ -8,13 +8,20 @@ where pnnx made one layer of a pattern of nodes, the next node of that kind is t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from devices.executed_onnx import ExecutedOp, ExecutedTensor, with_what_was_fused
-from devices.onnx_files import inferred
+from devices.executed_onnx import (
+    HEAVY,
+    LINEAR,
+    MOVES,
+    ExecutedOp,
+    ExecutedTensor,
+    value_shapes,
+    with_what_was_fused,
+)
+from devices.onnx_files import input_specs
 
 if TYPE_CHECKING:
     import onnx
@@ -26,9 +33,7 @@ REFERENCE = "Split"
 """A layer whose tops all refer to what it reads."""
 _UNTIMED = ("Input", REFERENCE, "MemoryData", "Noop")
 """Layers that compute nothing."""
-_LINEAR = ("Gemm", "MatMul")
-_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-_SEEN_THROUGH = (*_MOVES, "Identity", "Dropout")
+_SEEN_THROUGH = (*MOVES, "Identity", "Dropout")
 """Nodes that pnnx leaves out where they change nothing for the layer behind."""
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "Convolution": ("Conv",),
@@ -37,9 +42,9 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
     "ConvolutionDepthWise1D": ("Conv",),
     "Deconvolution": ("ConvTranspose",),
     "DeconvolutionDepthWise": ("ConvTranspose",),
-    "InnerProduct": ("Gemm", "MatMul", "Conv"),
-    "Gemm": _LINEAR,
-    "MatMul": _LINEAR,
+    "InnerProduct": (*LINEAR, "Conv"),
+    "Gemm": LINEAR,
+    "MatMul": LINEAR,
     "MultiHeadAttention": ("MatMul",),
     "SDPA": ("MatMul",),
     "ReLU": ("Relu", "LeakyRelu"),
@@ -58,10 +63,10 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
     "Concat": ("Concat",),
     "Slice": ("Split", "Slice"),
     "Crop": ("Slice", "Gather"),
-    "Reshape": _MOVES,
-    "Flatten": _MOVES,
-    "Squeeze": _MOVES,
-    "ExpandDims": _MOVES,
+    "Reshape": MOVES,
+    "Flatten": MOVES,
+    "Squeeze": MOVES,
+    "ExpandDims": MOVES,
     "Permute": ("Transpose",),
     "ShuffleChannel": ("Transpose",),
     "Softmax": ("Softmax",),
@@ -79,12 +84,11 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 
 One that is not here goes by its own name.
 """
-_BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow")
-"""Operations of a BinaryOp layer, by its parameter 0."""
+_BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Sub", "Div", "Pow")
+"""Operations of a BinaryOp layer, by its parameter 0; the last three swap what they read."""
 _WITH_ACTIVATION = ("Convolution", "Deconvolution", "InnerProduct", "Gemm")
 """How kinds of layers begin that may have an activation: their parameter 9."""
 _ACTIVATIONS = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "Mish", "HardSwish")
-_SIZED = ("Conv", "ConvTranspose", *_LINEAR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +125,9 @@ def read_layers(text: str) -> tuple[Layer, ...]:
     """
     found = []
     for place, line in enumerate(text.splitlines()[2:]):
-        kind, name, *rest = line.split()
-        reads, makes = int(rest[0]), int(rest[1])
-        blobs, options = rest[2 : 2 + reads + makes], rest[2 + reads + makes :]
+        kind, name, readers, makers, *rest = line.split()
+        reads, makes = int(readers), int(makers)
+        blobs, options = rest[: reads + makes], rest[reads + makes :]
         parameters: dict[int, float] = {}
         for option in options:
             key, _, value = option.partition("=")
@@ -166,12 +170,10 @@ class _Walk:
     """The model's tensor that a blob holds, where that is known."""
 
     def __post_init__(self) -> None:
-        graph = inferred(self.model).graph
-        self.sizes = {t.name: tuple(t.dims) for t in self.model.graph.initializer}
-        self.told = {
-            value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-            for value in (*graph.input, *graph.value_info, *graph.output)
+        self.sizes: dict[str, tuple[int, ...]] = {
+            t.name: tuple(t.dims) for t in self.model.graph.initializer
         }
+        self.told = value_shapes(self.model)
         self.nodes = list(self.model.graph.node)
         self.maker = {out: node for node in self.nodes for out in node.output if out}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
@@ -181,7 +183,7 @@ class _Walk:
 
     def operations(self, layers: Sequence[Layer]) -> list[ExecutedOp]:
         """The kernels, without those nodes that have none."""
-        inputs = [v.name for v in self.model.graph.input if v.name not in self.sizes]
+        inputs = [name for name, _, _ in input_specs(self.model)]
         found = []
         for layer in layers:
             if layer.kind == "Input" and inputs:
@@ -228,8 +230,8 @@ class _Walk:
         )
 
     def _kinds(self, layer: Layer) -> tuple[str, ...]:
-        if layer.kind == "BinaryOp":
-            return (_BINARY[min(int(layer.parameters.get(0, 0)), len(_BINARY) - 1)],)
+        if layer.kind == "BinaryOp" and (kind := int(layer.parameters.get(0, 0))) < len(_BINARY):
+            return (_BINARY[kind],)
         if layer.kind == "Pooling":
             if layer.parameters.get(4):
                 return ("GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "AveragePool")
@@ -251,18 +253,19 @@ class _Walk:
 
     def _fits(self, layer: Layer, node: onnx.NodeProto) -> bool:
         """Whether a node has the sizes of a layer with weights."""
-        if node.op_type not in _SIZED or 0 not in layer.parameters:
+        if node.op_type not in HEAVY or 0 not in layer.parameters:
             return True
         weights = [self.sizes[name] for name in node.input if name in self.sizes]
-        if not weights or layer.kind in ("Gemm", "MatMul"):
+        if not weights or layer.kind in LINEAR:
             return True
         shape, outputs = weights[0], int(layer.parameters[0])
         if node.op_type == "Conv":
-            kernel = int(layer.parameters.get(1, 1)), int(layer.parameters.get(11, -1))
-            rows = kernel[0] if kernel[1] < 0 else kernel[1]
-            taps = rows * kernel[0] if len(shape) == 4 else kernel[0]
-            plain = layer.kind == "InnerProduct"
-            return shape[0] == outputs and (plain or math.prod(shape[2:]) == taps)
+            if layer.kind == "InnerProduct":
+                return shape[0] == outputs
+            columns = int(layer.parameters.get(1, 1))
+            rows = int(layer.parameters.get(11, columns))
+            window = (rows, columns) if len(shape) == 4 else (columns,)
+            return bool(shape[0] == outputs and shape[2:] == window)
         return outputs in shape
 
     def _sources(self, node: onnx.NodeProto) -> Iterator[tuple[str, list[onnx.NodeProto]]]:

@@ -13,25 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devices.executed_onnx import ExecutedOp, ExecutedTensor
+from devices.executed_onnx import LINEAR, MOVES, ExecutedOp, ExecutedTensor
 
 if TYPE_CHECKING:
     from devices.kernel_trace import TraceEvent
 
-__all__ = ["MOVES", "TO_LAST", "Given", "aligned", "part_kernels"]
+__all__ = ["TO_LAST", "Given", "aligned", "part_kernels"]
 
 TO_LAST = (0, 2, 3, 1)
 """The order of axes that puts an image's channels last."""
-_LINEAR = ("Gemm", "MatMul")
-MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-"""Operations of ONNX that give the same numbers another shape."""
-
 _KINDS: Mapping[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "Conv2d": (("Convolution", "Fully Connected"), "Conv", ("Conv",)),
     "DepthwiseConv2d": (("Convolution", "Fully Connected"), "Conv", ("Conv",)),
     "ConvTranspose2d": (("Deconvolution",), "ConvTranspose", ("ConvTranspose",)),
-    "FullyConnected": (("Fully Connected", "Dynamic Fully Connected"), "Gemm", _LINEAR),
-    "BatchMatrixMultiply": (("Batch Matrix Multiply",), "MatMul", _LINEAR),
+    "FullyConnected": (("Fully Connected", "Dynamic Fully Connected"), "Gemm", LINEAR),
+    "BatchMatrixMultiply": (("Batch Matrix Multiply",), "MatMul", LINEAR),
     "Add": (("Add",), "Add", ("Add", "Sum")),
     "Subtract": (("Subtract",), "Sub", ("Sub",)),
     "Multiply": (("Multiply",), "Mul", ("Mul",)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from devices.contained import ContainedRuntime
@@ -59,7 +58,7 @@ class Compilers:
         Returns:
             By name, the compiled graph, or what the runtime refuses it with.
         """
-        if len(models) == 1:
+        if len(models) == 1:  # no thread, and no other copy, for one
             return {name: self._one(self._runtime, name, model) for name, model in models.items()}
         for copy, _ in zip(self._copies, models, strict=False):
             copy.start_compiling()  # here, for a child ends with the thread that started it
@@ -75,8 +74,10 @@ class Compilers:
                     copy.close()
                 raise
 
-    def close(self) -> None:
-        """Ends the copies, but for the runtime that they are copies of."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for copy in self._copies[1:]:
             copy.close()
 
@@ -87,14 +88,3 @@ class Compilers:
             return compile_named(runtime, name, model, self._settings)
         except AutospaceError as error:
             return error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -41,7 +41,8 @@ def executed_graph(
         return plainly_fused(to_bytes(model))
     if compiled is None or compiled.executed is None:
         raise InvalidInputError(
-            "model: its runtime does not tell what it executes; compile the model again."
+            "model: what its runtime executes of it cannot be told; take another one, or another "
+            "runtime."
         )
     return compiled.executed
 

@@ -18,13 +18,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from devices.contained import ContainedRuntime
-from devices.errors import AutospaceError, UnavailableError
-from devices.executed_onnx import executed_onnx
+from devices.errors import UnavailableError
+from devices.executed_onnx import executed_if_told
 from devices.kernel_trace import TraceEvent, kernel_timings
 from devices.litert_profiler import LiteRtProfiler, is_readable
 from devices.onnx_files import input_specs, ordered_inputs, random_inputs
@@ -90,7 +90,11 @@ class LiteRtHere(FromTorch):
             data = _file(module.in_modules(), input_specs(model))
             if settings.precision == "fp16":
                 data = _halved(data)
-            return Converted(data, _executed(model, module.step_nodes(), data, settings))
+            if not is_readable():
+                return Converted(data)
+            steps = module.step_nodes()
+            read = partial(_operations, model, steps, data, settings)
+            return Converted(data, executed_if_told(model, read))
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -208,22 +212,6 @@ class LiteRtModel(CompiledModel):
 def _profiler(data: bytes, inputs: tuple[InputSpec, ...], threads: int) -> LiteRtProfiler:
     """A file with its profiler, on random inputs."""
     return LiteRtProfiler(data, threads, [_laid(a) for a in random_inputs(inputs).values()])
-
-
-def _executed(
-    model: onnx.ModelProto, steps: Sequence[str], data: bytes, settings: RuntimeSettings
-) -> bytes | None:
-    """What a file executes, see `CompiledGraph.executed`; None where it cannot be told.
-
-    A file that runs is good for everything else, so that none is refused for it.
-    """
-    if not is_readable():
-        return None
-    try:
-        operations = _operations(model, steps, data, settings)
-        return executed_onnx(model, operations)
-    except (AutospaceError, LookupError, TypeError, ValueError):
-        return None
 
 
 def _operations(

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -24,8 +25,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.contained import COMPILE_LIMIT_S, ContainedRuntime
-from devices.errors import AutospaceError, InvalidInputError, UnavailableError
-from devices.executed_onnx import executed_onnx
+from devices.errors import InvalidInputError, UnavailableError
+from devices.executed_onnx import executed_if_told
 from devices.kernel_trace import TraceEvent, kernel_timings
 from devices.ncnn_layers import REFERENCE, executed_operations, read_layers, timed_layers
 from devices.onnx_files import (
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import onnx
+
+    from devices.executed_onnx import ExecutedOp
+    from devices.ncnn_layers import Layer
 
 __all__ = ["Ncnn", "NcnnHere", "NcnnModel"]
 
@@ -105,7 +109,8 @@ class NcnnHere(Runtime):
             inputs=inputs,
             outputs=tuple(value.name for value in proto.graph.output),
         )
-        return replace(made, executed=_executed(proto, made, settings))
+        executed = executed_if_told(proto, lambda: _operations(proto, made, settings))
+        return replace(made, executed=executed)
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -189,7 +194,7 @@ class NcnnModel(CompiledModel):
         no such layer.
         """
         self._open()
-        layers = [layer for layer in read_layers(self._text) if layer.bottoms]
+        layers = [layer for layer in self.layers if layer.bottoms]
         references = [place for place, layer in enumerate(layers) if layer.kind == REFERENCE]
         spent: list[list[float]] = []
         asking: list[float] = []
@@ -201,6 +206,7 @@ class NcnnModel(CompiledModel):
 
         timed_runs(run, _WARM_UP, self._threads)
         spent.clear()
+        asking.clear()
         runs = timed_runs(run, count, self._threads)
         off_ms = median([own[place] for own in spent for place in references] or asking)
         timed = {layer.place for layer in timed_layers(layers)}
@@ -214,12 +220,22 @@ class NcnnModel(CompiledModel):
         ]
         return kernel_timings(traced, runs, count)
 
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its layers.
+
+        Raises:
+            ValueError: its text is not ncnn's.
+        """
+        return read_layers(self._text)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape, with the batch, of what each timed layer makes first, by the name of that."""
         extractor = self._started(self._feed)
         found = {}
-        for layer in timed_layers(read_layers(self._text)):
-            _, mat = extractor.extract(layer.tops[0], type=_AS_IT_IS)
+        for layer in timed_layers(self.layers):
+            failed, mat = extractor.extract(layer.tops[0], type=_AS_IT_IS)
+            _check(failed)
             axes = ("w", "h", "c") if mat.dims == 3 else ("w", "h", "d", "c")
             sides = [int(getattr(mat, axis)) for axis in axes[: mat.dims]]
             sides[-1] *= mat.elempack
@@ -253,10 +269,7 @@ class NcnnModel(CompiledModel):
         outputs = []
         for place in range(len(self._compiled.outputs)):
             failed, mat = extractor.extract(f"out{place}")
-            if failed:
-                raise InvalidInputError(
-                    f"model: ncnn failed to run it (code {failed}); use another runtime."
-                )
+            _check(failed)
             outputs.append(mat)
         return outputs
 
@@ -279,23 +292,25 @@ class NcnnModel(CompiledModel):
 def _asked_ms(extractor: Any, blob: str) -> float:
     """How long it takes until a blob is there."""
     start = perf_counter()
-    extractor.extract(blob, type=_AS_IT_IS)
-    return (perf_counter() - start) * 1e3
+    failed, _ = extractor.extract(blob, type=_AS_IT_IS)
+    spent_ms = (perf_counter() - start) * 1e3
+    _check(failed)
+    return spent_ms
 
 
-def _executed(
+def _check(failed: int) -> None:
+    if failed:
+        raise InvalidInputError(
+            f"model: ncnn failed to run it (code {failed}); use another runtime."
+        )
+
+
+def _operations(
     model: onnx.ModelProto, made: CompiledGraph, settings: RuntimeSettings
-) -> bytes | None:
-    """What a network executes, see `CompiledGraph.executed`; None where it cannot be told.
-
-    A network that runs is good for everything else, so that none is refused for it.
-    """
-    try:
-        with NcnnModel(made, settings) as loaded:
-            layers = read_layers(_parts(made)[0].decode())
-            return executed_onnx(model, executed_operations(model, layers, loaded.shapes()))
-    except (AutospaceError, LookupError, TypeError, ValueError):
-        return None
+) -> tuple[ExecutedOp, ...]:
+    """The layers of a converted network, by a run of it."""
+    with NcnnModel(made, settings) as loaded:
+        return executed_operations(model, loaded.layers, loaded.shapes())
 
 
 def _converted(

@@ -8,11 +8,18 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+from unittest.mock import patch
 
 from devices.contained import ContainedRuntime
 from devices.runtimes.base import CompiledGraph, RuntimeSettings
+from devices.runtimes.litert import LiteRt, LiteRtHere
 from devices.runtimes.simulated import SimulatedModel, SimulatedRuntime
+
+if TYPE_CHECKING:
+    import onnx
+
+    from devices.runtimes.from_torch import Calibration, Converted
 
 TROUBLE = "TROUBLE"
 """A graph of the name ``TROUBLE-compile-abort.`` asks to abort while it is compiled."""
@@ -81,3 +88,19 @@ class ContainedTroubled(ContainedRuntime, SimulatedRuntime):
     def __init__(self) -> None:
         SimulatedRuntime.__init__(self)
         ContainedRuntime.__init__(self)
+
+
+class UntoldLiteRt(LiteRtHere):
+    """LiteRT, of whose files nobody can tell what they execute."""
+
+    def converted(
+        self, model: onnx.ModelProto, settings: RuntimeSettings, calibration: Calibration
+    ) -> Converted:
+        with patch("devices.litert_kernels.executed_operations", side_effect=KeyError("step99")):
+            return super().converted(model, settings, calibration)
+
+
+class ContainedUntoldLiteRt(LiteRt):
+    """The same from a child, for its converter would disturb the tests that fork."""
+
+    inner: ClassVar[str] = "troubled_runtimes:UntoldLiteRt"
