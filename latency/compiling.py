@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Compilers"]
 
 _MOST = 4
-"""Copies at most: each takes about a gigabyte of memory."""
+"""Copies at most: each takes half a gigabyte of memory or more."""
 
 
 class Compilers:
