@@ -4,9 +4,10 @@
 measured latency, and for each seed: a space is evolved under the limit, or taken from ``--space``,
 and searched, as a user would; ten networks are drawn from the same space within the limit; and
 torchvision's mobile networks are scaled in width to it (`benchmarks.rivals`). *Within the limit*
-means for all of them that their latency, measured in one interleaved series with the reference
-network, is between 94 and 100 % of it. All are then trained with the same short recipe and tested
-on images that neither the evolution, the search nor the training has seen.
+means for all of them that their latency is between 94 and 100 % of it. In the end all networks of
+a limit are measured anew in one interleaved series, on a machine about as fast as its card says,
+and it is by this that their shares of the limit are told. All are then trained with the same short
+recipe and tested on images that neither the evolution, the search nor the training has seen.
 
 It takes hours, so everything is kept network by network in ``--folder``; killed, or stopped by
 ``--minutes``, the same command goes on. All of the first seed is trained before any of the second,
@@ -51,7 +52,7 @@ from autospace.training import accuracy, recalibrate_norms, train_module, train_
 from benchmarks.cards import completed, profiled
 from benchmarks.conditions import RESULTS
 from benchmarks.frame import Say, add_long, add_training, framed, in_time, parser
-from benchmarks.quality_networks import draw_band, reference_network
+from benchmarks.quality_networks import draw_band, measured_as_profiled, reference_network
 from benchmarks.quality_report import rank_correlation, summary
 from benchmarks.quality_spaces import CandidateSpace
 from benchmarks.rivals import RIVALS, Rival
@@ -198,7 +199,7 @@ class Contestant:
         number: among those of its kind, limit and seed.
         network: what it is.
         latency_ms: measured.
-        share: of the limit, in the same series.
+        share: that this is of the limit.
     """
 
     kind: str
@@ -383,9 +384,10 @@ class _Bench:
         )
 
     def measure(self, models: Mapping[str, Any], visits: int) -> dict[str, Measurement]:
-        return self.device.measure(
-            models, visits=visits, progress=now_and_then(self.say, f"{len(models)} networks")
-        )
+        return measured_as_profiled(
+            self.device, models, visits=visits,
+            progress=now_and_then(self.say, f"{len(models)} networks"),
+        )  # fmt: skip
 
     @cached_property
     def reference(self) -> Any:
@@ -423,6 +425,7 @@ class _Bench:
             {source: plan.random}, self.device, setting.target * (1 + _USED) / 2, (1 - _USED) / 2,
             seed=setting.seed, visits=plan.visits,
             progress=now_and_then(self.say, f"random networks {setting.name}"),
+            reference_ms=plan.reference_ms(),
         )  # fmt: skip
         return [
             Contestant("random", setting.target, setting.seed, one.number, one.architecture)
@@ -476,8 +479,8 @@ class _Bench:
                     contestants.append(Contestant("searched", target, setting.seed, 0, found))
                     contestants += self.random(setting)
             models = {one.network.hash: one.model(self._batch) for one in contestants}
-            measured = self.measure({_REFERENCE: self.reference, **models}, plan.visits)
-            limit_ms = target * measured[_REFERENCE].latency_ms
+            measured = self.measure(models, plan.visits)
+            limit_ms = target * plan.reference_ms()
             own = [
                 replace(one, latency_ms=ms, share=ms / limit_ms)
                 for one in contestants

@@ -5,19 +5,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from autospace.events import silent
 from autospace.genotype import Zero
+from autospace.onnx_export import onnx_for_cost
 from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
-from autospace.steps import open_device
-from benchmarks.quality_networks import BandNetwork, draw_band
+from autospace.steps import Device, open_device
+from benchmarks.quality_networks import (
+    BandNetwork,
+    draw_band,
+    measured_as_profiled,
+    reference_network,
+)
 from benchmarks.quality_report import rank_correlation, summary
 from benchmarks.quality_spaces import SPACES, CandidateSpace, candidate_space, released_space
 from benchmarks.space_quality import main
+from devices.errors import UsageError
+from devices.measurement import Measurement
 from latency import DeviceCard, profile_device
 
 TINY = SKELETONS["tiny"]
@@ -63,13 +74,60 @@ def test_released_cells_keep_their_relative_depth(reference_folder: Path) -> Non
 def test_networks_are_in_the_band_by_measurement(card: DeviceCard, tmp_path: Path) -> None:
     device = open_device(card.path, allow_mismatch=True)
     wanted = {space("random cells", tmp_path): 3, space("MBConv", tmp_path): 2}
-    found = draw_band(
-        wanted, device, 0.8, 0.05, seed=0, visits=4, progress=lambda share, text: None
-    )
+    found = draw_band(wanted, device, 0.8, 0.05, seed=0, visits=4, progress=silent)
     assert [n.space for n in found] == ["random cells 0"] * 3 + ["MBConv"] * 2
     assert all(abs(n.share / 0.8 - 1) <= 0.05 for n in found)
     assert len({(n.space, n.architecture.hash) for n in found}) == 5
     assert [BandNetwork.from_json(json.loads(json.dumps(n.to_json()))) for n in found] == found
+
+
+def test_networks_of_a_given_limit_are_within_it_in_milliseconds(
+    card: DeviceCard, tmp_path: Path
+) -> None:
+    device = open_device(card.path, allow_mismatch=True)
+    wanted = {space("random cells", tmp_path): 3}
+    (own,) = draw_band(
+        {next(iter(wanted)): 1}, device, 0.8, 0.05, seed=0, visits=4, progress=silent
+    )
+    reference_ms = 1.1 * own.measured_ms / own.share
+    found = draw_band(
+        wanted, device, 0.8, 0.05, seed=0, visits=4, progress=silent, reference_ms=reference_ms
+    )
+    assert len(found) == 3
+    for network in found:
+        assert network.share == pytest.approx(network.measured_ms / reference_ms)
+        assert abs(network.share / 0.8 - 1) <= 0.05
+
+
+def test_a_series_on_a_machine_of_another_speed_is_repeated_then_refused(
+    card: DeviceCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real measurements, told as if the machine took three times its card's time at first."""
+    monkeypatch.setattr("benchmarks.quality_networks._PAUSE_S", 0.0)
+    device = open_device(card.path, allow_mismatch=True)
+    model = {"it": onnx_for_cost(reference_network(space("MBConv", tmp_path)))}
+    slow_series = 2
+
+    @dataclass(frozen=True)
+    class Slow(Device):
+        def measure(self, *args: Any, **more: Any) -> dict[str, Measurement]:
+            nonlocal slow_series
+            found = device.measure(*args, **more)
+            slow_series -= 1
+            if slow_series < 0:
+                return found
+            return {
+                name: replace(one, sentinel_reference_ms=one.sentinel_reference_ms / 3)
+                for name, one in found.items()
+            }
+
+    slow = Slow(device.card, device.warnings, device.here)
+    (found,) = measured_as_profiled(slow, model, visits=4).values()
+    assert slow_series == -1 and not found.disturbed
+    slow_series = 1000
+    with pytest.raises(UsageError, match=r"^it: the machine takes .* quieter"):
+        measured_as_profiled(slow, model, visits=4)
+    assert slow_series == 980
 
 
 # -- figures
