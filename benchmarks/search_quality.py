@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -432,10 +432,11 @@ class _Bench:
             for one in found
         ]
 
-    def rival(self, family: str, target: float) -> Rival:
+    def rivals(self, family: str, target: float) -> list[Contestant]:
         """Of one family, the width whose measured latency is nearest to the middle of the band.
 
-        Latency grows with the width, so that few of the networks have to be measured.
+        It is trained once for each seed. Latency grows with the width, so that few of the networks
+        have to be measured.
         """
         data, visits = self.data, max(4, self.plan.visits // 3)
         wanted_ms = target * (1 + _USED) / 2 * self.plan.reference_ms()
@@ -454,30 +455,41 @@ class _Bench:
             slower = measured_ms([rivals[middle]])[0] > wanted_ms
             rivals = rivals[: middle + 1] if slower else rivals[middle:]
         off = [abs(own / wanted_ms - 1) for own in measured_ms(rivals)]
-        return rivals[int(np.argmin(off))]
+        nearest = rivals[int(np.argmin(off))]
+        return [Contestant(family, target, seed, 0, nearest) for seed in self.plan.seeds]
 
     @property
     def _batch(self) -> int:
         return self.device.card.settings.batch
 
-    def networks(self) -> None:
+    def chosen(self, name: str, choose: Callable[[], list[Contestant]]) -> list[Contestant]:
+        """Networks that others are compared with, chosen once."""
+        path = self.plan.folder / "chosen" / f"{name}.json"
+        if not path.is_file():
+            write_json(path, {"networks": [one.to_json() for one in choose()]})
+        return [Contestant.from_json(one) for one in _read(path)["networks"]]
+
+    def networks(self, clock: Clock) -> None:
         """Chooses what is compared, and measures all of one limit in one series."""
         plan = self.plan
-        waiting = [target for target in plan.targets if not plan.networks_file(target).is_file()]
-        if not waiting:
-            return
-        for target in waiting:
-            contestants = [
-                Contestant(family, target, seed, 0, rival)
-                for family in plan.rivals
-                for rival in [self.rival(family, target)]
-                for seed in plan.seeds
-            ]
+        for target in plan.targets:
+            if plan.networks_file(target).is_file():
+                continue
+            contestants: list[Contestant] = []
+            for family in plan.rivals:
+                clock.check()
+                contestants += self.chosen(
+                    f"{family}-{target:g}", partial(self.rivals, family, target)
+                )
             for setting in plan.settings:
                 if setting.target == target:
+                    clock.check()
                     found = Architecture.load(setting.file("searches"))
                     contestants.append(Contestant("searched", target, setting.seed, 0, found))
-                    contestants += self.random(setting)
+                    contestants += self.chosen(
+                        f"random-{setting.name}", partial(self.random, setting)
+                    )
+            clock.check()
             models = {one.network.hash: one.model(self._batch) for one in contestants}
             measured = self.measure(models, plan.visits)
             limit_ms = target * plan.reference_ms()
@@ -508,7 +520,7 @@ class _Bench:
             clock.check()
             self.search(one)
         clock.check()
-        self.networks()
+        self.networks(clock)
         every = list(_contestants(plan))
         do(
             [
@@ -556,7 +568,7 @@ class _Bench:
             "random": plan.random,
             "rivals": list(plan.rivals),
         }
-        for name in ("spaces", "searches", "ranks", "trained"):
+        for name in ("spaces", "searches", "chosen", "ranks", "trained"):
             (plan.folder / name).mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_json(path, own)
