@@ -107,7 +107,7 @@ class Plan:
     evolution: EvolutionOptions = field(
         default_factory=lambda: EvolutionOptions(generations=240, warmup=80)
     )
-    search: SearchOptions = field(default_factory=SearchOptions)
+    search: SearchOptions = field(default_factory=lambda: SearchOptions(steps=3000, warmup=1200))
     recipe: TrainOptions = field(
         default_factory=lambda: TrainOptions(epochs=2, batch=128, learning_rate=0.2, clipping=0.0)
     )
