@@ -7,7 +7,9 @@ torchvision's mobile networks are scaled in width to it (`benchmarks.rivals`). *
 means for all of them that their latency is between 94 and 100 % of it. In the end all networks of
 a limit are measured anew in one interleaved series, on a machine about as fast as its card says,
 and it is by this that their shares of the limit are told. All are then trained with the same short
-recipe and tested on images that neither the evolution, the search nor the training has seen.
+recipe and tested on images that neither the evolution, the search nor the training has seen; the
+searched networks and the best random ones twice, because the best of ten is partly the luckiest
+training.
 
 It takes hours, so everything is kept network by network in ``--folder``; killed, or stopped by
 ``--minutes``, the same command goes on. All of the first seed is trained before any of the second,
@@ -83,6 +85,7 @@ class Plan:
         targets: limits on latency, as shares of the reference network's.
         seeds: of evolutions, searches, draws and trainings.
         random: networks drawn for each limit and seed.
+        repeats: trainings more of each searched network, and of the best random one.
         rivals: families of `benchmarks.rivals`.
         profile_minutes: of the card.
         visits: to each network of the series that decides.
@@ -101,6 +104,7 @@ class Plan:
     targets: tuple[float, ...] = (0.75, 1.0)
     seeds: tuple[int, ...] = (1, 2, 3)
     random: int = 10
+    repeats: int = 1
     rivals: tuple[str, ...] = tuple(RIVALS)
     profile_minutes: float = 10.0
     visits: int = 24
@@ -313,14 +317,20 @@ class _Ranking:
 
 @dataclass(frozen=True)
 class _Training:
-    """Trains one network."""
+    """Trains one network; once more, with other weights and batches, in later turns."""
 
     plan: Plan
     one: Contestant
+    turn: int = 0
 
     @property
     def name(self) -> str:
-        return self.one.name
+        return self.one.name + (f"-again-{self.turn}" if self.turn else "")
+
+    @property
+    def _seed(self) -> Seed:
+        seed = Seed(self.one.seed)
+        return seed.child("again", self.turn) if self.turn else seed
 
     @property
     def file(self) -> Path:
@@ -340,7 +350,7 @@ class _Training:
         return content_hash([self.one.network.hash, asdict(self.plan.recipe)])
 
     def run(self) -> None:
-        data, seed = self.plan.load_data(self.plan.accelerator), Seed(self.one.seed)
+        data, seed = self.plan.load_data(self.plan.accelerator), self._seed
         network, state = self.one.network, self.file.with_suffix(".state")
         if isinstance(network, Rival):
             child = seed.child("train")
@@ -544,11 +554,15 @@ class _Bench:
         """Trains what was chosen, all of the first seed before any of the second."""
         plan = self.plan
         by_turn = sorted(_contestants(plan), key=lambda one: (one.seed, one.number))
-        trainings = [_Training(plan, one) for one in by_turn]
-        do(
-            [one for one in trainings if one.accuracy is None],
-            plan.workers, clock, lambda text: self.say(f"trained {text}"),
-        )  # fmt: skip
+
+        def train(trainings: Sequence[_Training]) -> None:
+            do(
+                [one for one in trainings if one.accuracy is None],
+                plan.workers, clock, lambda text: self.say(f"trained {text}"),
+            )  # fmt: skip
+
+        train([_Training(plan, one) for one in by_turn])
+        train([job for again in _again(plan, by_turn).values() for job in again])
 
     def check_folder(self) -> None:
         """Keeps what everything depends on, and refuses to mix it with something else.
@@ -587,6 +601,23 @@ def _contestants(plan: Plan) -> Iterator[Contestant]:
                 yield Contestant.from_json(one)
 
 
+def _again(plan: Plan, every: Sequence[Contestant]) -> dict[Contestant, list[_Training]]:
+    """What is trained again: of each search its network, and the best random one once it is known.
+
+    The best of many is partly the luckiest training, which another one takes away.
+    """
+    found: list[Contestant] = []
+    for setting in plan.settings:
+        drawn = _of(every, "random", setting)
+        known = [_Training(plan, one).accuracy for one in drawn]
+        right = [accuracy for accuracy in known if accuracy is not None]
+        found += _of(every, "searched", setting)
+        if drawn and len(right) == len(drawn):
+            found.append(drawn[int(np.argmax(right))])
+    turns = range(1, plan.repeats + 1)
+    return {one: [_Training(plan, one, turn) for turn in turns] for one in found}
+
+
 def _of(every: Sequence[Contestant], kind: str, setting: Setting) -> list[Contestant]:
     return [
         one
@@ -603,13 +634,17 @@ def compute(plan: Plan) -> dict[str, Any]:
     """Everything that the networks trained so far say."""
     every = list(_contestants(plan))
     known = {one: _Training(plan, one).accuracy for one in every}
+    again = {one: [job.accuracy for job in jobs] for one, jobs in _again(plan, every).items()}
     limits = []
     for target in plan.targets:
         own = [one for one in every if one.target == target]
         if own:
-            limits.append(_under(plan, target, own, known))
+            limits.append(_under(plan, target, own, known, again))
     device = open_device(plan.card, allow_mismatch=True) if plan.card.is_file() else None
     missing = sum(accuracy is None for accuracy in known.values())
+    repeats = sum(one.kind == "searched" for one in every) * plan.repeats
+    repeats += len({(one.target, one.seed) for one in every if one.kind == "random"}) * plan.repeats
+    missing += repeats - sum(one is not None for own in again.values() for one in own)
     return {
         "benchmark": "search_quality",
         "data": plan.load_data().description,
@@ -627,7 +662,10 @@ def compute(plan: Plan) -> dict[str, Any]:
         "random": plan.random,
         "limits": limits,
         "missing": missing if limits else None,
-        "networks": [{**one.to_json(), "accuracy": known[one]} for one in every],
+        "repeats": plan.repeats,
+        "networks": [
+            {**one.to_json(), "accuracy": known[one], "again": again.get(one, [])} for one in every
+        ],
     }
 
 
@@ -636,15 +674,25 @@ def _under(
     target: float,
     own: Sequence[Contestant],
     known: Mapping[Contestant, float | None],
+    again: Mapping[Contestant, Sequence[float | None]],
 ) -> dict[str, Any]:
     """What is known of the networks of one limit."""
     errors: dict[str, dict[int, list[float]]] = {}
+
+    def add(kind: str, seed: int, accuracies: Sequence[float | None]) -> None:
+        if right := [accuracy for accuracy in accuracies if accuracy is not None]:
+            errors.setdefault(kind, {}).setdefault(seed, []).extend(1 - one for one in right)
+
     for one in own:
-        accuracy = known[one]
-        if accuracy is not None:
-            errors.setdefault(one.kind, {}).setdefault(one.seed, []).append(1 - accuracy)
+        add(one.kind, one.seed, [known[one]])
+        if one.kind == "searched":
+            add(one.kind, one.seed, again.get(one, ()))
+    best = f"best of {plan.random} random"
+    for one in own:
+        if one.kind == "random":
+            add(f"{best}, trained again", one.seed, again.get(one, ()))
     if drawn := errors.get("random"):
-        errors[f"best of {plan.random} random"] = {s: [min(found)] for s, found in drawn.items()}
+        errors[best] = {seed: [min(found)] for seed, found in drawn.items()}
     shares: dict[str, list[float]] = {}
     for one in own:
         shares.setdefault(one.kind, []).append(one.share)

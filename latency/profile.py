@@ -196,6 +196,7 @@ class _Profiler:
             self.visitor = stack.enter_context(Visitor(self.engine, self.settings))
             self.compilers = stack.enter_context(Compilers(self.engine, self.settings))
             self._take_up_known()
+            self._learn_patterns()
             for name in self.models:
                 self._add_extra(name)
             self._add_anchors()
@@ -288,6 +289,30 @@ class _Profiler:
                 # What was added when the profiler was killed had not been visited yet.
                 self.networks.append(_Network(number, name, kind, born.get(number, latest)))
 
+    def _learn_patterns(self) -> None:
+        """Where compiling takes seconds: how the runtime writes the usual layers.
+
+        Networks with a layer that the fusion rules do not know have to be compiled later on, each
+        of hundreds.
+        """
+        from latency.pattern_networks import PATTERN_NETWORKS
+        from latency.probes import build_probe
+
+        if not (self.per_op_times and self.engine.slow_to_compile):
+            return
+        models = {
+            name: build_probe(spec, self.settings.batch) for name, spec in PATTERN_NETWORKS.items()
+        }
+        self.progress(0.0, "learning what is fused")
+        names, at_once = list(models), self.compilers.count
+        for first in range(0, len(names), at_once):
+            some = {name: models[name] for name in names[first : first + at_once]}
+            for name, one in self.compilers.compile(some).items():
+                if isinstance(one, CompiledGraph):
+                    self._take_in(name, models[name], one)
+                else:
+                    self._note_refusal(one)
+
     def _add_extra(self, name: str) -> None:
         from latency.probes import model_digest
 
@@ -343,7 +368,7 @@ class _Profiler:
                 return network
         raise AssertionError("unreachable")
 
-    def _note_refusal(self, error: InvalidInputError) -> None:
+    def _note_refusal(self, error: AutospaceError) -> None:
         self.writer.put(refused=[*self.writer.get("refused", []), str(error)])
 
     def _draw_probe(self, index: int, attempt: int = 0) -> _Probe:

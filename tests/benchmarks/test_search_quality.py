@@ -62,8 +62,10 @@ def test_all_of_it_in_small(
     result = json.loads(capsys.readouterr().out)
     (limit,) = result["limits"]
     assert set(limit["found"]) == {
-        "searched", "random", "best of 2 random", "MNASNet", "ShuffleNetV2",
+        "searched", "random", "best of 2 random", "best of 2 random, trained again", "MNASNet",
+        "ShuffleNetV2",
     }  # fmt: skip
+    assert limit["found"]["searched"]["networks"] == 2, "it is trained twice"
     assert result["missing"] == 0
     contestants = [Contestant.from_json(one) for one in result["networks"]]
     assert [one.kind for one in contestants].count("random") == 2
@@ -71,7 +73,11 @@ def test_all_of_it_in_small(
         0.9 < one.share <= 1.001 for one in contestants if one.kind in ("searched", "random")
     )
     trained = sorted((tmp_path / "trained").iterdir())
-    assert len(trained) == len(contestants) and all(path.suffix == ".json" for path in trained)
+    assert len(trained) == len(contestants) + 2 and all(path.suffix == ".json" for path in trained)
+    drawn = [one for one in result["networks"] if one["kind"] == "random"]
+    best = max(drawn, key=lambda one: one["accuracy"])
+    assert [len(one["again"]) for one in drawn] == [int(one is best) for one in drawn]
+    assert limit["errors"]["best of 2 random, trained again"] == {"1": [1 - best["again"][0]]}
     times = [path.stat().st_mtime_ns for path in trained]
     assert main(command) == 0
     assert "behind searched" in capsys.readouterr().out
