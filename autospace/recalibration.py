@@ -13,9 +13,9 @@ recalibrates.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,6 +108,19 @@ class Recalibration:
         for one in self.shifts:
             rows[one.block][one.candidate] += one.shift_ms
         return CostTable(whole.metric, whole.fixed, tuple(map(tuple, rows)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Recalibration:
+        """From what `to_json` gave."""
+        return Recalibration(
+            float(document["factor"]),
+            float(document["offset_ms"]),
+            tuple(Shift(**one) for one in document["shifts"]),
+        )
 
 
 def _fitted(

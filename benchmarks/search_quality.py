@@ -30,7 +30,10 @@ from typing import Any
 import numpy as np
 
 from autospace.accelerator import Accelerator
+from autospace.cost import Cost
 from autospace.data import Data
+from autospace.distributed import ALONE
+from autospace.events import Progress, silent
 from autospace.evolution_options import EvolutionOptions
 from autospace.files import content_hash, read_document, write_json
 from autospace.onnx_export import onnx_for_cost
@@ -48,6 +51,7 @@ from autospace.steps import (
     open_device,
     search,
     target_skeleton,
+    tried_latency,
 )
 from autospace.train_options import TrainOptions
 from autospace.training import accuracy, recalibrate_norms, train_module, train_network
@@ -185,11 +189,21 @@ class Setting:
         """The trained supernet; trained now, where it is not there yet."""
         space = SearchSpace.load(self.space_file)
         device = open_device(self.plan.card)
-        costs = costs_of(space.skeleton, device, space.kernel_reading)
+        costs = self.costs(space, device)
         return search_space(
             space, data, costs, limits_of(None, self.latency, costs, device=device),
             options=self.plan.search, seed=Seed(self.seed), state=self.state,
         )  # fmt: skip
+
+    def costs(
+        self, space: SearchSpace, device: Device, progress: Progress = silent
+    ) -> dict[str, Cost]:
+        """As a search has them; the first call measures networks of the space, as a search does."""
+        costs = costs_of(space.skeleton, device, space.kernel_reading)
+        costs["latency_ms"], _ = tried_latency(
+            costs["latency_ms"], space, device, self.seed, self.state, ALONE, progress
+        )
+        return costs
 
 
 @dataclass(frozen=True)
@@ -525,6 +539,9 @@ class _Bench:
             completed(
                 self.device, SearchSpace.load(path), say, now_and_then(say, "completing the card")
             )
+        for one in open_:
+            clock.check()
+            one.costs(SearchSpace.load(one.space_file), self.device, now_and_then(say, one.name))
         do(map(_Supernet, open_), plan.workers, clock, lambda text: say(f"supernet {text}"))
         for one in open_:
             clock.check()

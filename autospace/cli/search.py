@@ -192,7 +192,9 @@ def command(
         _save_family(session, result, outputs)
     else:
         _save_network(session, result, output)
-    for path in (state, step.family_state(state), step.card_copy(state), record):
+    for path in (
+        state, step.family_state(state), step.card_copy(state), step.trial_file(state), record,
+    ):  # fmt: skip
         path.unlink(missing_ok=True)
     result.check()
 

@@ -23,6 +23,7 @@ from autospace.steps.profiling import profile, space_networks
 from autospace.steps.searching import family_state, search, search_pareto
 from autospace.steps.target import data_of, load_proxy, target_skeleton
 from autospace.steps.training import train
+from autospace.steps.trial import trial_file, tried_latency
 
 __all__ = [
     "STATISTICS",
@@ -55,4 +56,6 @@ __all__ = [
     "space_networks",
     "target_skeleton",
     "train",
+    "trial_file",
+    "tried_latency",
 ]

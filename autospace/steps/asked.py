@@ -19,6 +19,7 @@ from autospace.steps.device import Device
 from autospace.steps.found import SearchResult
 from autospace.steps.limits import check_limit_texts, costs_of, limits_of
 from autospace.steps.target import load_proxy
+from autospace.steps.trial import tried_latency
 from devices.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -206,6 +207,11 @@ def ask(
         # Before the limits: a percentage of the reference must not rest on a guess either.
         covered, completed = covered_latency(space, device, seed, measure, state, ranks, progress)
         costs["latency_ms"] = covered
+        if measure and device.here:
+            costs["latency_ms"], said = tried_latency(
+                covered, space, device, seed, state, ranks, progress
+            )
+            completed += said
     limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
     return Asked(space, device, data, options, costs, limits, seed, ranks, completed)
 
