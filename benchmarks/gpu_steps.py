@@ -136,6 +136,7 @@ def accuracy(folder: Path, plan: Plan) -> dict[str, Any]:
         settings=device.card.settings,
         visits=plan.visits,
         reference_ms=device.card.sentinel_reference_ms,
+        above_fastest=device.card.above_fastest,
         progress=now_and_then(_log, "accuracy"),
     )
     rows = []

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from devices.errors import InvalidInputError, MismatchError, UsageError
 from devices.host import Environment
-from devices.measurement import Measurement
+from devices.measurement import ABOVE_FASTEST, Measurement
 from devices.runtimes.base import RuntimeSettings
 from devices.visits import ACCEPT_RATIO, sentinel_reference
 from latency.card_errors import damage
@@ -180,7 +180,11 @@ class DeviceCard:
             other: of the same device; its sentinel says how fast that was.
         """
         digest = hashlib.sha256(f"{self.fingerprint} {other.fingerprint}".encode()).hexdigest()
-        meta = {**self._meta, "sentinel_reference_ms": other.sentinel_reference_ms}
+        meta = {
+            **self._meta,
+            "sentinel_reference_ms": other.sentinel_reference_ms,
+            "above_fastest": other.above_fastest,
+        }
         return type(self)(self.path, meta, self.networks, {}, digest)
 
     def __enter__(self) -> Self:
@@ -234,6 +238,11 @@ class DeviceCard:
         return sentinel_reference(times)
 
     @property
+    def above_fastest(self) -> float:
+        """What latencies of the device are of fastest runs; what is usual in older cards."""
+        return float(self._meta.get("above_fastest", ABOVE_FASTEST))
+
+    @property
     def elapsed_s(self) -> float:
         """How long was measured for it."""
         return float(self._meta.get("elapsed_s", 0.0))
@@ -261,6 +270,7 @@ class DeviceCard:
             runtime_version=self.runtime_version,
             settings=self.settings,
             simulated=self.simulated,
+            above_fastest=self.above_fastest,
         )
 
     def ratio(self, statistic: str) -> float:
@@ -398,6 +408,7 @@ class DeviceCard:
         disturbed = sorted(n for n, ms in medians.items() if ms > reference * ACCEPT_RATIO)
         return {
             "reference_ms": reference,
+            "above_fastest": self.above_fastest,
             "median_ms": _rank(series, 0.5),
             "p90_ms": _rank(series, 0.9),
             "max_ms": series[-1],

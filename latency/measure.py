@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from devices.errors import InvalidInputError, UsageError
-from devices.measurement import Measurement
+from devices.measurement import ABOVE_FASTEST, Measurement
 from devices.runtimes import get_runtime
 from devices.runtimes.base import (
     CompiledGraph,
@@ -166,6 +166,7 @@ def measure_models(
     visits: int = 12,
     seed: int = 0,
     reference_ms: float | None = None,
+    above_fastest: float = ABOVE_FASTEST,
     patience_s: float = 0.0,
     progress: Progress | None = None,
 ) -> dict[str, Measurement]:
@@ -182,6 +183,8 @@ def measure_models(
             card (`DeviceCard.sentinel_reference_ms`), so that latencies are those of the device as
             profiled, even where the machine was slower or faster all the time; from this series by
             default.
+        above_fastest: what latencies are of fastest runs, when it is known from a device card
+            (`DeviceCard.above_fastest`).
         patience_s: how long to go on, after the rounds, visiting those models again that hardly any
             visit found about as fast as that.
         progress: called with the share done, from 0 to 1, and a line of text.
@@ -237,6 +240,7 @@ def measure_models(
             runtime_version=status.version or "",
             settings=settings,
             simulated=engine.simulated,
+            above_fastest=above_fastest,
         )
         for name in names
     }

@@ -42,6 +42,7 @@ from latency.measure import (
     naming,
 )
 from latency.schedule import Schedule
+from latency.slow_phases import above_fastest
 
 if TYPE_CHECKING:
     import onnx
@@ -643,6 +644,10 @@ def _finish(writer: CardWriter, path: Path, rules: FusionRules) -> None:
     derived = {"fusion": json.dumps(rules.to_json(), sort_keys=True).encode()}
     card = DeviceCard.open(path)
     writer.put(preempted=card.preempted)
+    if not card.simulated:
+        measured = [card.measurement(network) for network in card.networks if network.visits]
+        writer.put(above_fastest=above_fastest(measured))
+        card = DeviceCard.open(path)
     try:
         predictor = Predictor.fit(card)
         validation, derived["fit"] = predictor.validation, predictor.to_bytes()

@@ -74,6 +74,7 @@ class Device:
             visits=visits,
             seed=seed,
             reference_ms=self.card.sentinel_reference_ms,
+            above_fastest=self.card.above_fastest,
             patience_s=min(_PATIENCE_S, self.card.elapsed_s),
             progress=progress,
         )

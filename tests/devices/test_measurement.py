@@ -71,6 +71,11 @@ class TestMeasurement:
         assert not found.corrected and not found.disturbed and speed_warning([found]) is None
         assert 0.01 < found.standard_error < 0.03
         assert found.fast_runs == (1.0, 1.01)
+        between = replace(found, above_fastest=1.2)  # its card's speed is between the two
+        assert between.latency_ms == pytest.approx(1.2)
+        assert Measurement.from_json(between.to_json()) == between
+        older = {key: value for key, value in found.to_json().items() if key != "above_fastest"}
+        assert Measurement.from_json(older) == found
 
     def test_one_fast_run_alone_is_not_enough(self) -> None:
         slow, flips = Visit((1.8,), 1.4, 1.4), Visit((1.8, 1.0, 1.0), 1.4, 1.02)

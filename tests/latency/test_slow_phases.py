@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from devices.measurement import ABOVE_FASTEST, Measurement
 from devices.visits import Visit
-from latency.slow_phases import undisturbed
+from latency.slow_phases import above_fastest, undisturbed
 
 
 def series(
@@ -60,3 +61,21 @@ def test_a_single_visit_that_was_hit_moves_little() -> None:
 def test_one_visit_is_enough_to_say_something() -> None:
     ((latency_ms, error),) = undisturbed([[Visit((2.0,), 0.5, 0.5)]], 0.5)
     assert latency_ms == pytest.approx(2.0) and error > 0
+
+
+def flipping(latency: float, share: float, visits: int = 6) -> Measurement:
+    """Runs are slow by a quarter, but for a share of them; the sentinel finds the usual mixture."""
+    runs = tuple(latency if i < 20 * share else 1.25 * latency for i in range(20))
+    return Measurement("n", (Visit(runs, 1.0, 1.0),) * visits, 1.0, "r", "1")
+
+
+def test_a_card_made_between_two_speeds_says_how_far_it_is_above_fastest_runs() -> None:
+    quiet = [flipping(0.1 + 0.01 * i, 0.9) for i in range(9)]
+    assert above_fastest(quiet) == ABOVE_FASTEST
+    between = [flipping(0.1 + 0.01 * i, 0.2) for i in range(9)]
+    assert above_fastest(between) == pytest.approx(ABOVE_FASTEST * 1.25 / 1.04)
+    # Too few, too long, or with too few visits: nothing is known.
+    assert above_fastest(between[:4]) == ABOVE_FASTEST
+    assert above_fastest([flipping(1.0 + i, 0.2) for i in range(9)]) == ABOVE_FASTEST
+    assert above_fastest([flipping(0.1, 0.2, visits=2)] * 9) == ABOVE_FASTEST
+    assert above_fastest([flipping(0.1, 0.2), *[flipping(0.1 / 9, 0.01)] * 9]) <= 1.5
