@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "ask", "measuring_on"]
 
+_FAR = 2.0
 _CANDIDATE_VISITS = 48
 """To each candidate of a search: what its bound is above it is lost of the limit."""
 
@@ -208,12 +209,26 @@ def ask(
         covered, completed = covered_latency(space, device, seed, measure, state, ranks, progress)
         costs["latency_ms"] = covered
         if measure and device.here:
+            _refuse_far_below(space, costs, limits_of(None, latency, costs, device=device))
             costs["latency_ms"], said = tried_latency(
                 covered, space, device, seed, state, ranks, progress
             )
             completed += said
     limits = limits_of(budget, latency, costs, device=device, statistic=statistic)
     return Asked(space, device, data, options, costs, limits, seed, ranks, completed)
+
+
+def _refuse_far_below(
+    space: SearchSpace, costs: Mapping[str, Cost], limits: Sequence[Limit]
+) -> None:
+    """Refuses a limit that the smallest network exceeds however far its prediction may be off."""
+    from autospace.select import check_limits
+
+    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+    for limit in limits:
+        table = costs[limit.metric].table(candidates)
+        if table.smallest > _FAR * limit.value:
+            check_limits([table], [limit])
 
 
 def measuring_on(device: Device, seed: int) -> Measure:
