@@ -23,6 +23,7 @@ from latency.predictor import Predictor
 from latency.table import KernelTable
 
 __all__ = [
+    "GROUPS",
     "TRANSFORMERS",
     "Answer",
     "Truth",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 TRANSFORMERS = ("vit_b_16", "swin_t")
+GROUPS = ("mobile", "small", "torchvision")
+"""Of networks that figures are given for; see `benchmarks.networks`."""
 _WORST = 5
 
 
@@ -47,7 +50,7 @@ class Truth:
 
     Attributes:
         name: unique.
-        group: "mobile", "torchvision" or "sweep".
+        group: one of `GROUPS`, or "sweep".
         family: see `benchmarks.networks.Network`.
         whole_ms: its latency.
         repeatability: disagreement of two halves of its visits; None with fewer than four.
@@ -170,7 +173,7 @@ def floor(truths: Sequence[Truth]) -> dict[str, Any]:
 
 def groups_of(truths: Sequence[Truth]) -> dict[str, list[Truth]]:
     """The groups that figures are given for, and each transformer alone; may be empty."""
-    groups = {name: [t for t in truths if t.group == name] for name in ("mobile", "torchvision")}
+    groups = {name: [t for t in truths if t.group == name] for name in GROUPS}
     return {**groups, **{name: [t for t in truths if t.name == name] for name in TRANSFORMERS}}
 
 

@@ -72,6 +72,7 @@ def goals(result: Mapping[str, Any]) -> tuple[Goal, ...]:
     ]
     groups = result["curve"][-1]["groups"]
     mobile, torchvision = groups["mobile"], groups["torchvision"]
+    small = groups["small"]["networks"]
     intervals = Goal(
         "mobile intervals that hold",
         "share",
@@ -89,6 +90,7 @@ def goals(result: Mapping[str, Any]) -> tuple[Goal, ...]:
         _share("mobile within 10 %", mobile, "10", 0.99),
         _share("mobile within 5 %", mobile, "5", 0.91),
         _share("torchvision within 10 %", torchvision, "10", 0.95),
+        *([_share("small within 10 %", groups["small"], "10", 0.90)] if small else []),
         intervals,
         Goal(
             "mobile median half-width",

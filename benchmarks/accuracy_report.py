@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.accuracy import GROUPS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -19,7 +21,7 @@ _METHODS = {
     "roofline": "FLOPs + bytes roofline",
     "isolated": "sum of kernels alone",
 }
-_COLOURS = {"mobile": "#1f6fb2", "torchvision": "#c4581a"}
+_COLOURS = {"mobile": "#1f6fb2", "small": "#3a8f4d", "torchvision": "#c4581a"}
 _COSTLIEST_SHOWN = 8
 
 
@@ -227,7 +229,7 @@ def _figure_table(title: str, rows: Mapping[str, Mapping[str, Any]], note: str =
 
 def _worst_table(groups: Mapping[str, Any]) -> _Table:
     table = _Table("Worst networks", ("", "signed error"), 2)
-    for group in ("mobile", "torchvision"):
+    for group in GROUPS:
         worst = groups[group]["stable"]["worst"]
         if not worst:
             continue

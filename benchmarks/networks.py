@@ -1,8 +1,8 @@
 """Networks to judge predictions by: none of them takes part in profiling.
 
-`mobile_networks` draws from the mobile search space, `torchvision_networks` exports torchvision's
-classification models. Both give ONNX files in a folder, so that a run that was interrupted finds
-them again and memory stays bounded.
+`mobile_networks` and `small_networks` draw from the search spaces of two layouts, for images and
+for thumbnails; `torchvision_networks` exports torchvision's classification models. All give ONNX
+files in a folder, so that a run that was interrupted finds them again and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["MOBILE_SIDES", "Network", "mobile_networks", "torchvision_networks", "write_whole"]
+__all__ = [
+    "MOBILE_SIDES",
+    "Network",
+    "mobile_networks",
+    "small_networks",
+    "torchvision_networks",
+    "write_whole",
+]
 
 MOBILE_SIDES = (128, 160, 192, 224, 256)
 """Input sizes of the drawn networks, in turns."""
+_SMALL_SIDES = (32, 16, 48)
+"""The same of those with the layout `small`."""
 
 MAX_WEIGHTS = 200_000_000
 """Larger networks take far more than the 200 ms up to which networks are judged."""
@@ -31,7 +40,7 @@ class Network:
 
     Attributes:
         name: unique; the file is called after it.
-        group: "mobile", "torchvision" or "sweep".
+        group: "mobile", "small", "torchvision" or "sweep".
         family: for torchvision, the name of its module in the library ("resnet"); for drawn
             networks their input size; for a sweep its name.
         path: of its ONNX file.
@@ -57,13 +66,31 @@ def mobile_networks(
         seed: of the draw.
         sides: input sizes, taken in turns.
     """
+    yield from _drawn("mobile", count, folder, seed, sides)
+
+
+def small_networks(count: int, folder: Path, seed: int = 20_261_127) -> Iterator[Network]:
+    """Networks drawn from the space of the layout `small`: a hundredth of what mobile ones take.
+
+    Args:
+        count: how many.
+        folder: for the files; those that are there already are taken as they are.
+        seed: of the draw.
+    """
+    yield from _drawn("small", count, folder, seed, _SMALL_SIDES)
+
+
+def _drawn(
+    layout: str, count: int, folder: Path, seed: int, sides: Sequence[int]
+) -> Iterator[Network]:
+    """Networks of a layout, whose name is that of their group."""
     from autospace.genotype import Block, MBConv, Zero
     from autospace.mutation import random_cell
     from autospace.onnx_export import onnx_for_cost
     from autospace.skeleton import find_skeleton
     from autospace.space import Architecture
 
-    skeleton = find_skeleton("mobile")
+    skeleton = find_skeleton(layout)
     for index in range(count):
         random = np.random.default_rng([seed, index])
         side = sides[index % len(sides)]
@@ -78,8 +105,8 @@ def mobile_networks(
             else:
                 blocks.append(MBConv(int(random.choice((3, 5, 7))), int(random.choice((3, 6)))))
         drawn = replace(skeleton, resolution=side)
-        name = f"mobile-{side}-{index:03d}"
-        network = Network(name, "mobile", str(side), folder / f"{name}.onnx")
+        name = f"{layout}-{side}-{index:03d}"
+        network = Network(name, layout, str(side), folder / f"{name}.onnx")
         if not network.path.is_file():
             model = onnx_for_cost(Architecture(drawn, tuple(blocks)))
             write_whole(network.path, model.SerializeToString())

@@ -27,6 +27,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.accuracy import (
+    GROUPS,
     Answer,
     Truth,
     answers,
@@ -49,6 +50,7 @@ from benchmarks.networks import (
     MOBILE_SIDES,
     Network,
     mobile_networks,
+    small_networks,
     torchvision_networks,
     write_whole,
 )
@@ -81,6 +83,7 @@ class Plan:
         curve: minutes of the shorter profiles that are judged too.
         mobile: networks drawn from the mobile search space.
         sides: their input sizes.
+        small: networks of the layout `small`.
         torchvision: names of torchvision's models; None for all.
         max_visits: to a network of the truth whose halves do not agree.
         isolated: mobile and torchvision networks whose kernels are measured alone.
@@ -96,6 +99,7 @@ class Plan:
     curve: tuple[float, ...] = (3.0, 10.0, 30.0)
     mobile: int = 220
     sides: tuple[int, ...] = MOBILE_SIDES
+    small: int = 24
     torchvision: tuple[str, ...] | None = None
     max_visits: int = MAX_VISITS
     isolated: tuple[int, int] = (30, 12)
@@ -131,8 +135,11 @@ class Plan:
         """The networks of the truth, as files; made where they are missing."""
         folder = self.folder / "networks"
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = mobile_networks(self.mobile, folder, sides=self.sides)
-        return [*drawn, *torchvision_networks(folder, progress, self.torchvision)]
+        return [
+            *mobile_networks(self.mobile, folder, sides=self.sides),
+            *small_networks(self.small, folder),
+            *torchvision_networks(folder, progress, self.torchvision),
+        ]
 
 
 def measure(plan: Plan, progress: Progress) -> None:
@@ -162,7 +169,7 @@ def measure(plan: Plan, progress: Progress) -> None:
     predictor, _ = _fitted(plan, card, None)
     speed: dict[str, Any] = {
         group: prediction_speed(predictor, own, networks)
-        for group in ("mobile", "torchvision")
+        for group in GROUPS
         if (own := [t for t in truths if t.group == group])
     }
     speed["expected_latency"] = expected_latency_speed(card)
@@ -398,8 +405,7 @@ def _truth(plan: Plan, card: DeviceCard, truths: Sequence[Truth]) -> dict[str, A
     return {
         "floor": floor(truths),
         "floor_by_group": {
-            group: floor([t for t in truths if t.group == group])
-            for group in ("mobile", "torchvision")
+            group: floor([t for t in truths if t.group == group]) for group in GROUPS
         },
         "complete": card.complete,
         "minutes": _minutes(card),
@@ -474,6 +480,7 @@ def _plan(given: argparse.Namespace) -> Plan:
             minutes=given.minutes or 30.0,
             curve=given.curve or (3.0, 10.0, 30.0),
             mobile=220 if given.mobile is None else given.mobile,
+            small=Plan.small if given.small is None else given.small,
             max_visits=given.visits or MAX_VISITS,
             runtime=given.runtime,
         )
@@ -491,6 +498,7 @@ def _quick_plan(given: argparse.Namespace, folder: Path, settings: RuntimeSettin
         pauses=(0.1,),
         curve=given.curve or (0.1,),
         mobile=6 if given.mobile is None else given.mobile,
+        small=2 if given.small is None else given.small,
         sides=(32, 64),
         torchvision=_QUICK_TORCHVISION,
         max_visits=MIN_VISITS,
@@ -514,6 +522,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, help="of profiling (30)")
     add("--curve", type=_minutes_list, help="minutes of shorter profiles (3,10,30)")
     add("--mobile", type=int, help="networks of the mobile search space (220)")
+    add("--small", type=int, help="networks of the layout small, 16 to 48 pixels (24)")
     add("--visits", type=int, help="to a network of the truth, at most (24; at least 8)")
     add("--space-only", action="store_true", help="the truth is networks of the space, no more")
     add("--folder", type=Path, help="for networks and cards (build/predictor-accuracy-…)")

@@ -60,27 +60,30 @@ _MAX_LAYERS = 40
 _MIN_LAYERS = 8
 _MADDS = (60e6, 3000e6)
 """The most that a network may take, even in orders: 2 to 100 ms of one core."""
+_SMALL_MADDS = (0.5e6, 60e6)
+"""The same of small networks, for images of thumbnails' size: 0.03 to 2 ms."""
 _TYPICAL_MADDS = 6e8
 _MAX_WEIGHTS = 30_000_000
 _MAX_PEAK = 12_000_000
 
 
-def sample_network(rng: np.random.Generator, sums: bool = False) -> ProbeSpec:
+def sample_network(rng: np.random.Generator, sums: bool = False, small: bool = False) -> ProbeSpec:
     """A random probe built like a whole network.
 
     Args:
         rng: the one generator that draws everything.
         sums: whether parallel paths that are added are among the kinds of blocks.
+        small: for thumbnails, and all of it small enough to stay in a core's own caches.
 
     Returns:
-        A specification of 8 to 40 layers for an image of 96 to 320 pixels.
+        A specification of 8 to 40 layers for an image of 96 to 320 pixels; of 16 to 96 if small.
     """
     while True:
-        kind = int(rng.choice(3, p=_LAYOUT_ODDS))
+        kind = 0 if small else int(rng.choice(3, p=_LAYOUT_ODDS))
         if kind:
             spec = (_token_network, _grid_network)[kind - 1](rng)
         else:
-            spec = _image_network(rng, _KINDS_WITH_SUMS if sums else _KINDS)
+            spec = _image_network(rng, _KINDS_WITH_SUMS if sums else _KINDS, small)
         if len(spec.layers) >= _MIN_LAYERS:
             return spec
 
@@ -88,8 +91,8 @@ def sample_network(rng: np.random.Generator, sums: bool = False) -> ProbeSpec:
 class _Draft:
     """A network in the making, which takes layers as long as they fit."""
 
-    def __init__(self, rng: np.random.Generator, spec: ProbeSpec) -> None:
-        least, most = _MADDS
+    def __init__(self, rng: np.random.Generator, spec: ProbeSpec, small: bool = False) -> None:
+        least, most = _SMALL_MADDS if small else _MADDS
         self.spec = spec
         self.madds = math.exp(rng.uniform(math.log(least), math.log(most)))
         self.builder: GraphBuilder
@@ -128,8 +131,12 @@ class _Draft:
         return replace(spec, reduce_mean=bool(rng.random() < 0.3))
 
 
-def _image_network(rng: np.random.Generator, kinds: Mapping[str, float]) -> ProbeSpec:
-    draft = _Draft(rng, ProbeSpec("image", _image_side(rng), 3, ()))
+def _image_network(
+    rng: np.random.Generator, kinds: Mapping[str, float], small: bool = False
+) -> ProbeSpec:
+    side = int(rng.choice((16, 24, 28, 32, 32, 32, 48, 64, 96))) if small else _image_side(rng)
+    channels = 1 if small and rng.random() < 0.2 else 3
+    draft = _Draft(rng, ProbeSpec("image", side, channels, ()), small)
     step = int(rng.choice(_WIDTH_STEPS, p=_WIDTH_STEP_ODDS))
     main = _kind(rng, kinds)
     # A network for little time begins narrow, so that it gets beyond its first stages.

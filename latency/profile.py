@@ -41,7 +41,7 @@ from latency.measure import (
     match_kernels,
     naming,
 )
-from latency.schedule import Schedule
+from latency.schedule import SMALL_PERIOD, Schedule
 from latency.slow_phases import above_fastest
 
 if TYPE_CHECKING:
@@ -380,7 +380,9 @@ class _Profiler:
 
         rng = np.random.default_rng([self.seed, 2, index, *([attempt] if attempt else [])])
         light, label = index < self.schedule.light_probes, "probe-"
-        if not light and index % self.schedule.network_period == 0:
+        if index % SMALL_PERIOD == SMALL_PERIOD // 2 + 1:
+            spec, label = sample_network(rng, sums=True, small=True), WHOLE
+        elif not light and index % self.schedule.network_period == 0:
             spec, label = sample_network(rng, sums=not self.per_op_times), WHOLE
         elif not light and index % 2 and self.acquisition:
             spec, label = self.acquisition.choose(rng), CHOSEN
