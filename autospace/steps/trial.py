@@ -1,10 +1,9 @@
 """Some networks of a space are measured before it is searched, to see what its card is off by.
 
-A card knows kernels from networks of all kinds, in whatever phases its machine went through while
-it was made. What it is off by for the networks of one space would come out in the verification, but
-by then α has learned for a limit that was another one: a search under a card that says a third too
-much ends with networks of the tail of α, hardly trained. (Ours; neither paper measures before it
-searches.)
+A card knows kernels from networks of all kinds. What it is off by for the networks of one space
+would come out in the verification, but by then α has learned for a limit that was another one: a
+search under a card that says a third too much ends with networks of the tail of α, hardly trained.
+(Ours; neither paper measures before it searches.)
 """
 
 from __future__ import annotations
