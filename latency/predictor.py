@@ -62,7 +62,8 @@ class Predictor:
 
     Attributes:
         card: what it was fitted to.
-        calibration: from kernel sums to whole networks.
+        calibration: from the sum of measured kernels to whole networks.
+        predicting: the same from that of predicted ones; see `latency.fitting`.
         intervals: from a prediction to its interval.
         validation: how well the card's own networks are predicted, each by a fit that left it out;
             a JSON object. Errors are fractions of the measured latency; `summation` is what is left
@@ -77,11 +78,13 @@ class Predictor:
         ops: Mapping[str, int],
         hits: Mapping[int, Hit],
         calibration: Calibration,
+        predicting: Calibration,
         intervals: Intervals,
         validation: dict[str, Any],
     ) -> None:
         self.card = card
         self.calibration = calibration
+        self.predicting = predicting
         self.intervals = intervals
         self.validation = validation
         self._families = families
@@ -188,12 +191,12 @@ class Predictor:
         with uncollected():
             times, sources, spread = self._kernel_times(graph)
         kernels = tuple(
-            KernelPrediction(node.kernel, self.calibration.kernel_ms(time_ms), source, node.nodes)
+            KernelPrediction(node.kernel, self.predicting.kernel_ms(time_ms), source, node.nodes)
             for node, time_ms, source in zip(graph.kernels, times, sources, strict=True)
         )
         total_ms = math.fsum(k.latency_ms for k in kernels)
         uncovered_ms = sum(k.latency_ms for k in kernels if k.source == "roofline")
-        latency_ms = self.calibration.fixed_ms + total_ms
+        latency_ms = self.predicting.fixed_ms + total_ms
         width = self.intervals.half_width(spread.deviation([k.latency_ms for k in kernels]))
         unknown = Counter(k.kernel.op for k in kernels if k.source == "roofline")
         return Prediction(
@@ -201,7 +204,7 @@ class Predictor:
             low_ms=latency_ms * math.exp(-width),
             high_ms=latency_ms * math.exp(width),
             coverage=1.0 - uncovered_ms / total_ms if total_ms else 1.0,
-            fixed_ms=self.calibration.fixed_ms,
+            fixed_ms=self.predicting.fixed_ms,
             kernels=kernels,
             uncovered=tuple(sorted(unknown.items())),
             warnings=self._warnings(unknown),
@@ -218,7 +221,7 @@ class Predictor:
             graph: kernels as the card's runtime compiles them.
         """
         times, _, spread = self._kernel_times(graph)
-        return spread.together([self.calibration.kernel_ms(t) for t in times])
+        return spread.together([self.predicting.kernel_ms(t) for t in times])
 
     def to_bytes(self) -> bytes:
         """The fit as bytes, without pickle: arrays, and JSON beside them."""
@@ -246,6 +249,7 @@ class Predictor:
             "roofline": list(self._roofline.coefficients),
             "ops": dict(sorted(self._ops.items())),
             "calibration": asdict(self.calibration),
+            "predicting": asdict(self.predicting),
             "intervals": self.intervals.to_json(),
             "validation": self.validation,
         }
@@ -283,6 +287,8 @@ class Predictor:
                 ops={str(op): int(count) for op, count in about["ops"].items()},
                 hits={int(key): Hit(float(residual), int(n)) for key, residual, n in hits},
                 calibration=Calibration(**about["calibration"]),
+                # Older fits predicted with the one calibration that they had.
+                predicting=Calibration(**about.get("predicting", about["calibration"])),
                 intervals=Intervals.from_json(about["intervals"]),
                 validation=about["validation"],
             )

@@ -152,7 +152,7 @@ def _image_network(
     for stage in range(int(rng.integers(3, 7))):
         kind = _kind(rng, kinds) if rng.random() < _OTHER_KIND else main
         side = draft.width_and_side[1]
-        reduces = side > 6 and bool(rng.random() < (0.85 if stage else 0.4))
+        reduces = side > (1 if small else 6) and bool(rng.random() < (0.85 if stage else 0.4))
         if stage or rng.random() < 0.5:
             width = _stepped(width * float(rng.uniform(*_GROWTH)), step)
         if reduces and kind in _UNSTRIDED:

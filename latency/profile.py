@@ -380,8 +380,8 @@ class _Profiler:
 
         rng = np.random.default_rng([self.seed, 2, index, *([attempt] if attempt else [])])
         light, label = index < self.schedule.light_probes, "probe-"
-        if index % SMALL_PERIOD == SMALL_PERIOD // 2 + 1:
-            spec, label = sample_network(rng, sums=True, small=True), WHOLE
+        if self.per_op_times and index % SMALL_PERIOD == SMALL_PERIOD - 1:
+            spec, label = sample_network(rng, small=True), WHOLE
         elif not light and index % self.schedule.network_period == 0:
             spec, label = sample_network(rng, sums=not self.per_op_times), WHOLE
         elif not light and index % 2 and self.acquisition:

@@ -35,9 +35,10 @@ NETWORK_PERIOD = 4
 """Of the later probes one in so many is built like a whole network, which takes some times as long
 as another, and has some times as many kernels."""
 SMALL_PERIOD = 8
-"""Of all probes one in so many is built like a small whole network. What a core's own caches hold
-in a network of 0.1 ms, the kernels of others find elsewhere: without them a card of ten minutes was
-8 to 20 % too high for such probes, each left out, and 27 to 36 % for networks of a space."""
+"""Of all probes one in so many is built like a small whole network, where kernels are timed. What
+a core's own caches hold in a network of 0.1 ms, the kernels of others find elsewhere: without them
+a card of ten minutes was 8 to 20 % too high for such probes, each left out, and 27 to 36 % for
+networks of a space."""
 UNTIMED_LIGHT_PROBES = 48
 UNTIMED_NETWORK_PERIOD = 2
 """The same where the runtime times no kernels. A network tells one number then, however long it is,

@@ -29,6 +29,19 @@ class TestCalibration:
         for own in self.networks(rng, 20, 0.005):
             assert found.whole_ms(own) == pytest.approx(truth.whole_ms(own), rel=0.02)
 
+    def test_networks_that_are_far_off_count_less_where_asked(self) -> None:
+        rng = np.random.default_rng(2)
+        truth = Calibration(0.01, 1.05, -0.002)
+        times = self.networks(rng, 60, 0.02)
+        wholes = [truth.whole_ms(own) for own in times]
+        wholes[::12] = [0.5 * whole for whole in wholes[::12]]
+
+        def off(robust: bool) -> float:
+            found = Calibration.fit(times, wholes, robust=robust)
+            return max(abs(found.whole_ms(own) / truth.whole_ms(own) - 1) for own in times)
+
+        assert off(True) < 0.07 and off(True) < 0.6 * off(False)
+
     def test_few_networks_give_only_a_scale(self) -> None:
         found = Calibration.fit([[1.0, 0.5, 0.5]], [1.8])
         assert found == Calibration(0.0, 0.9, 0.0)

@@ -17,6 +17,7 @@ from latency.probe_networks import (
     _MAX_PEAK,
     _MAX_WEIGHTS,
     _MIN_LAYERS,
+    _SMALL_MADDS,
     sample_network,
 )
 from latency.probes import ProbeSpec, begin_probe, build_probe, width_and_side
@@ -76,6 +77,19 @@ def test_they_keep_their_bounds() -> None:
         assert _MIN_LAYERS <= len(spec.layers) <= _MAX_LAYERS
         assert builder.madds <= _MADDS[1] and builder.weights <= _MAX_WEIGHTS
         assert builder.peak <= _MAX_PEAK and 96 <= spec.side <= 320
+
+
+def test_small_ones_are_for_thumbnails_and_as_deep() -> None:
+    small = [sample_network(np.random.default_rng([7, i]), small=True) for i in range(60)]
+    costs, ends = [], []
+    for spec in small:
+        builder, seen = built(spec)
+        assert spec.layout == "image" and 16 <= spec.side <= 96 and spec.channels in (1, 3)
+        assert _MIN_LAYERS <= len(spec.layers) <= _MAX_LAYERS
+        costs.append(builder.madds)
+        ends.append(seen[-1][1])
+    assert max(costs) <= _SMALL_MADDS[1] and np.median(costs) < 10e6
+    assert {spec.channels for spec in small} == {1, 3} and 1 in ends
 
 
 def test_they_narrow_and_widen_like_networks() -> None:

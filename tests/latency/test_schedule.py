@@ -25,6 +25,7 @@ from latency.schedule import (
     MIN_PROBES,
     NETWORK_PERIOD,
     PROBES_BY_ROUNDS,
+    SMALL_PERIOD,
     Schedule,
 )
 
@@ -166,7 +167,8 @@ class TestTimed:
         probes = {int(name.split("-")[-1]): name for name in names if "anchor" not in name}
         assert max(probes) > 40
         for index, name in probes.items():
-            whole = index >= 12 and index % NETWORK_PERIOD == 0
+            small = index % SMALL_PERIOD == SMALL_PERIOD - 1
+            whole = small or (index >= 12 and index % NETWORK_PERIOD == 0)
             assert name.startswith(WHOLE) == whole
 
     def test_without_times_of_kernels_every_other_is(self) -> None:
