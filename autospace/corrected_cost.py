@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from autospace.cost import Cost
 from autospace.genotype import Block
@@ -46,11 +45,3 @@ class CorrectedCost(Cost):
     def prepare(self, requests: Iterable[tuple[int, Block]]) -> None:
         """As the cost that is corrected."""
         self._cost.prepare(requests)
-
-    def snapshot(self) -> Any:
-        """As the cost that is corrected."""
-        return self._cost.snapshot()
-
-    def restore(self, snapshot: Any) -> None:
-        """As the cost that is corrected."""
-        self._cost.restore(snapshot)

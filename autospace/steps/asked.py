@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "ask", "measuring_on"]
 
 _FAR = 2.0
+"""A card is not off by such a factor: what is beyond is refused before anything is measured."""
 _CANDIDATE_VISITS = 48
 """To each candidate of a search: what its bound is above it is lost of the limit."""
 

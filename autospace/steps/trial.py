@@ -145,6 +145,7 @@ def _found_before(state: Path | None, digest: str) -> dict[str, Any] | None:
     try:
         document = dict(read_document(trial_file(state), "measured networks of a space"))
         Recalibration.from_json(document["recalibration"])
-        return document if document["digest"] == digest else None
-    except (InvalidInputError, KeyError, TypeError):
+        whole = len(document["predicted_ms"]) == len(document["measured_ms"]) > 0
+        return document if whole and document["digest"] == digest else None
+    except (InvalidInputError, KeyError, TypeError, ValueError):
         return None
