@@ -7,6 +7,7 @@ search nor the training has seen.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -224,7 +225,7 @@ def train_module(
     step, epoch_loss = 0, 0.0
     saved = saved_state(state, _STATE, digest)
     if saved is not None:
-        network.load_state_dict(saved.part("net"))
+        _load_weights(network, saved.part("net"))
         restore_optimizer(optimizer, saved.part("optimizer"))
         step, epoch_loss = saved.meta["step"], saved.meta["epoch_loss"]
     journal = Journal(log, keep=saved.meta["lines"] if saved else 0)
@@ -286,6 +287,18 @@ def train_module(
             accuracy(network, data, data.validation) if options.holdout else None
         ),
     }
+
+
+def _load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Loads a state that `train_module` saved.
+
+    A file holds tensors alone. What modules say beside them of how their state is to be read is
+    taken from the network itself: it is of the same code, and some refuse a state without it
+    (torchvision's MNASNet).
+    """
+    state = OrderedDict(tensors)
+    state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(state)
 
 
 def _message(step: int, per_epoch: int, options: TrainOptions, loss: float) -> str:

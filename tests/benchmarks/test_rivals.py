@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
+from autospace.data import load_data
+from autospace.events import Progress, silent
+from autospace.seeding import Seed
+from autospace.train_options import TrainOptions
+from autospace.training import train_module
 from benchmarks.rivals import RIVALS, Rival
 
 
@@ -34,6 +41,28 @@ def test_a_rival_ends_at_two_by_two_and_learns_at_every_width(family: str) -> No
         sizes.append(rival.params)
         assert rival == Rival.from_json(rival.to_json())
     assert sizes[0] * 4 < sizes[1]
+
+
+@pytest.mark.parametrize("family", RIVALS)
+def test_a_training_that_was_stopped_goes_on(family: str, tmp_path: Path) -> None:
+    data = load_data("digits", resolution=16)
+    rival = Rival(family, 0.1, 16, 1, 10)
+    options = TrainOptions(epochs=1, batch=256)
+
+    def trained(progress: Progress = silent, state: Path | None = None) -> torch.nn.Module:
+        network = rival.build(1)
+        train_module(network, data, identity=rival.hash, options=options, seed=Seed(1),
+                     state=state, progress=progress)  # fmt: skip
+        return network
+
+    def stop(fraction: float, message: str) -> None:
+        if fraction >= 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(stop, tmp_path / "state")
+    whole, resumed = trained().state_dict(), trained(state=tmp_path / "state").state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_the_model_that_is_measured_computes_what_the_module_does() -> None:
