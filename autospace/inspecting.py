@@ -160,9 +160,7 @@ def describe_space(space: SearchSpace) -> dict[str, Any]:
 
     skeleton = space.skeleton
     shapes = skeleton.blocks
-    table = MaddsCost(skeleton, space.kernel_reading).table(
-        [space.candidates(index) for index in range(len(shapes))]
-    )
+    table = MaddsCost(skeleton, space.kernel_reading).table(space.candidates_by_block)
     layers = []
     for layer, cells in enumerate(space.layers):
         blocks = [index for index in range(len(shapes)) if skeleton.layer_of(index) == layer]

@@ -106,10 +106,7 @@ class SearchedNet:
 
     def architecture(self, choice: Sequence[int]) -> Architecture:
         """The network of a choice of candidates, in the target's skeleton."""
-        blocks = tuple(
-            blocks[index] for blocks, index in zip(self.net.candidates, choice, strict=True)
-        )
-        return Architecture(self.space.skeleton, blocks, self.space.kernel_reading)
+        return self.space.architecture(choice)
 
 
 @dataclass
@@ -451,7 +448,7 @@ def search_space(
     options = options or SearchOptions()
     seed = (seed or Seed(0)).child("search")
     options.check()
-    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+    candidates = space.candidates_by_block
     # Compiled anew, a network may be read a little differently, also by another process.
     tables = tuple(_first_s(costs[limit.metric].table(candidates), ranks) for limit in limits)
     digest = content_hash(

@@ -7,7 +7,7 @@ The hash covers what the network is, not where it came from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -179,6 +179,16 @@ class SearchSpace:
         cells = (cell.fused() for cell in self.layers[self.skeleton.layer_of(block)])
         skip = (Zero(),) if shape.has_shortcut else ()
         return distinct_blocks((*cells, PLAIN_BLOCK, *skip), shape, self.kernel_reading)
+
+    @cached_property
+    def candidates_by_block(self) -> tuple[tuple[Block, ...], ...]:
+        """The `candidates` of every block, in order: what a table of costs has rows for."""
+        return tuple(self.candidates(block) for block in range(len(self.skeleton.blocks)))
+
+    def architecture(self, choice: Sequence[int]) -> Architecture:
+        """The network that has of each block the candidate with the index given for it."""
+        blocks = (own[index] for own, index in zip(self.candidates_by_block, choice, strict=True))
+        return Architecture(self.skeleton, tuple(blocks), self.kernel_reading)
 
     @property
     def hash(self) -> str:

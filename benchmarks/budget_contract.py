@@ -198,7 +198,7 @@ class _Bench:
         """What every candidate of the space costs; read once, as limits are drawn by it."""
         path, space = self.plan.folder / "tables.json", self.space
         if not path.is_file():
-            candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+            candidates = space.candidates_by_block
             latency = covered_cost(self.device, space).table(candidates)
             madds = MaddsCost(space.skeleton, space.kernel_reading).table(candidates)
             write_json(path, {"latency_ms": latency.to_json(), "madds": madds.to_json()})

@@ -53,8 +53,7 @@ def completed(
         say: is given a line if something is missing.
         progress: is told as it goes.
     """
-    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
-    missing = covered_cost(device, space).missing(candidates)
+    missing = covered_cost(device, space).missing(space.candidates_by_block)
     if not missing:
         return device
     card = device.card

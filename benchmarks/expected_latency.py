@@ -114,7 +114,7 @@ def mobile_table(card: DeviceCard, seed: int = 0) -> CostTable:
         layers.append((*cells, *REFERENCE_CELLS))
     space = SearchSpace(skeleton, tuple(layers))
     cost = LatencyCost(skeleton, Predictor.from_card(card), batch=card.settings.batch)
-    return cost.table([space.candidates(index) for index in range(len(skeleton.blocks))])
+    return cost.table(space.candidates_by_block)
 
 
 def speed(expected: ExpectedCost, batch: int, rounds: int, seed: int = 0) -> Speed:

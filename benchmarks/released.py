@@ -84,7 +84,7 @@ def derived(space: SearchSpace, budget: float, width_mult: float) -> Architectur
         UsageError: the budget is below the smallest network, or no network uses 98 % of it.
     """
     skeleton = replace(space.skeleton, width_mult=width_mult)
-    candidates = [space.candidates(block) for block in range(len(skeleton.blocks))]
+    candidates = space.candidates_by_block
     table = MaddsCost(skeleton, space.kernel_reading).table(candidates)
     even = [[1 / len(own)] * len(own) for own in candidates]
     limit = Limit("madds", budget, f"{budget / 1e6:g}M")

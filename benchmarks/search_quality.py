@@ -441,7 +441,7 @@ class _Bench:
     def random(self, setting: Setting) -> list[Contestant]:
         """Networks of the searched space, drawn evenly."""
         plan, space = self.plan, SearchSpace.load(setting.space_file)
-        blocks = tuple(space.candidates(index) for index in range(len(space.skeleton.blocks)))
+        blocks = space.candidates_by_block
         source = CandidateSpace(
             f"random {setting.name}", 0, space.skeleton, blocks, space.kernel_reading
         )

@@ -24,7 +24,6 @@ from devices.measurement import Measurement
 
 if TYPE_CHECKING:
     from autospace.distributed import Ranks
-    from autospace.genotype import Block
     from autospace.proxyless import SearchedNet
     from autospace.search_options import SearchOptions
     from autospace.verify import Chosen, Measure
@@ -52,20 +51,20 @@ class Asked:
     completed: tuple[str, ...] = ()
 
     @cached_property
-    def _candidates(self) -> list[tuple[Block, ...]]:
-        return [self.space.candidates(index) for index in range(len(self.space.skeleton.blocks))]
-
-    @cached_property
     def tables(self) -> list[CostTable]:
         """What each candidate of each block costs, a table a limit."""
-        return [self.costs[limit.metric].table(self._candidates) for limit in self.limits]
+        return [
+            self.costs[limit.metric].table(self.space.candidates_by_block) for limit in self.limits
+        ]
 
     def latency_table(self, searched: SearchedNet) -> CostTable | None:
         """What was searched with; that of the card where latency is not limited."""
         limited = (table for table in searched.tables if table.metric == "latency_ms")
         if table := next(limited, None):
             return table
-        return self.costs["latency_ms"].table(self._candidates) if self.device else None
+        return (
+            self.costs["latency_ms"].table(self.space.candidates_by_block) if self.device else None
+        )
 
     def family(self, count: int) -> list[tuple[Limit, ...]]:
         """The limits of so many networks, tightest first.
@@ -225,9 +224,8 @@ def _refuse_far_below(
     """Refuses a limit that the smallest network exceeds however far its prediction may be off."""
     from autospace.select import check_limits
 
-    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
     for limit in limits:
-        table = costs[limit.metric].table(candidates)
+        table = costs[limit.metric].table(space.candidates_by_block)
         if table.smallest > _FAR * limit.value:
             check_limits([table], [limit])
 

@@ -45,9 +45,8 @@ def covered_latency(
     Raises:
         InvalidInputError: entries are missing, and nothing can be measured here.
     """
-    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
     cost = latency_cost(space.skeleton, device.card, space.kernel_reading)
-    missing = cost.missing(candidates)
+    missing = cost.missing(space.candidates_by_block)
     if not missing:
         return cost, ()
     card, words = device.card.path, described(missing)
@@ -79,7 +78,7 @@ def covered_latency(
         if ranks.first:
             ranks.wait()
         cost = latency_cost(space.skeleton, fuller, space.kernel_reading)
-        still = cost.missing(candidates)
+        still = cost.missing(space.candidates_by_block)
     if still:
         raise InvalidInputError(
             f"{card.name}: {described(still)} could not be measured, and the space needs them; "

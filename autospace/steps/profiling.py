@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autospace.events import Progress, silent
 from autospace.seeding import Seed
-from autospace.space import Architecture, SearchSpace
+from autospace.space import SearchSpace
 
 if TYPE_CHECKING:
     import onnx
@@ -73,17 +73,12 @@ def space_networks(space: SearchSpace, seed: Seed, batch: int = 1) -> dict[str, 
     """Networks that between them hold every candidate of every block of a space."""
     from autospace.onnx_export import onnx_for_cost
 
-    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
     orders = [
         seed.generator("probes", index).permutation(len(blocks))
-        for index, blocks in enumerate(candidates)
+        for index, blocks in enumerate(space.candidates_by_block)
     ]
     networks = {}
-    for number in range(max(map(len, candidates))):
-        blocks = tuple(
-            blocks[order[number % len(blocks)]]
-            for blocks, order in zip(candidates, orders, strict=True)
-        )
-        architecture = Architecture(space.skeleton, blocks, space.kernel_reading)
+    for number in range(max(map(len, orders))):
+        architecture = space.architecture([order[number % len(order)] for order in orders])
         networks[f"space-{architecture.hash}"] = onnx_for_cost(architecture, batch)
     return networks

@@ -20,7 +20,7 @@ from autospace.events import Progress
 from autospace.files import content_hash, read_document, write_json
 from autospace.recalibration import Choice, Recalibration
 from autospace.seeding import Seed
-from autospace.space import Architecture, SearchSpace
+from autospace.space import SearchSpace
 from autospace.steps.device import Device
 from devices.errors import InvalidInputError
 
@@ -73,9 +73,7 @@ def tried_latency(
         ranks.wait()  # then it was measured
     found = _found_before(state, digest)
     if found is None:
-        candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
-        table = cost.table(candidates)
-        found = _measured(table, space, device, seed, progress)
+        found = _measured(cost.table(space.candidates_by_block), space, device, seed, progress)
         if state is not None and ranks.first:
             write_json(trial_file(state), {"digest": digest, **found})
     if ranks.first and ranks.size > 1:
@@ -103,7 +101,7 @@ def _measured(
     networks = {
         architecture.hash: (choice, architecture)
         for choice in _spread(table, Seed(seed).generator("trial"))
-        for architecture in [_architecture(space, choice)]
+        for architecture in [space.architecture(choice)]
     }
     batch = device.card.settings.batch
     models = {name: onnx_for_cost(own, batch) for name, (_, own) in networks.items()}
@@ -131,11 +129,6 @@ def _spread(table: CostTable, random: np.random.Generator) -> list[Choice]:
             )
         )
     return list(dict.fromkeys(choices))
-
-
-def _architecture(space: SearchSpace, choice: Choice) -> Architecture:
-    blocks = tuple(space.candidates(index)[place] for index, place in enumerate(choice))
-    return Architecture(space.skeleton, blocks, space.kernel_reading)
 
 
 def _found_before(state: Path | None, digest: str) -> dict[str, Any] | None:

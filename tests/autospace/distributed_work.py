@@ -45,7 +45,7 @@ class Doubled(Data):
 def search(ranks: Ranks, rule: str, batch: int, output: Path, stop: int) -> None:
     """Goes on from the state beside the output if there is one, up to the step in question."""
     space = SearchSpace(SKELETON, ((*REFERENCE_CELLS, SMALLEST_CELL),) * SKELETON.num_layers)
-    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+    candidates = space.candidates_by_block
     data = doubled()
     options = SearchOptions(
         steps=STEPS, warmup=4, batch=batch, alpha_every=2, update_rule=rule, learning_rate=0.02

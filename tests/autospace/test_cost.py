@@ -30,7 +30,7 @@ from latency.expected import ExpectedCost
 
 TINY = SKELETONS["tiny"]
 SPACE = SearchSpace(TINY, (REFERENCE_CELLS,) * 3)
-CANDIDATES = [SPACE.candidates(index) for index in range(6)]
+CANDIDATES = SPACE.candidates_by_block
 
 
 @pytest.fixture(scope="module")

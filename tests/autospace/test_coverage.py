@@ -16,7 +16,7 @@ from devices.errors import InvalidInputError
 from latency import DeviceCard, Predictor, profile_device
 
 SPACE = SearchSpace(SKELETONS["tiny"], ((*REFERENCE_CELLS, SMALLEST_CELL),) * 3)
-CANDIDATES = [SPACE.candidates(index) for index in range(len(SPACE.skeleton.blocks))]
+CANDIDATES = SPACE.candidates_by_block
 OPTIONS = SearchOptions(steps=6, warmup=2, batch=8, proposals=2)
 
 

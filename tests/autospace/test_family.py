@@ -82,7 +82,7 @@ def _searched(data: Data, **changes: object) -> tuple[SearchedNet, list[tuple[Li
     options = replace(OPTIONS, **changes)
     costs = {"madds": MaddsCost(SPACE.skeleton)}
     limits = [Limit("madds", 2.5e6, "2.5M")]
-    table = costs["madds"].table([SPACE.candidates(index) for index in range(6)])
+    table = costs["madds"].table(SPACE.candidates_by_block)
     members = family_limits([table], limits, 3)
     searched = search_space(SPACE, data, costs, limits, options=options, family=members)
     return searched, members

@@ -39,7 +39,7 @@ def _search(data, limit=2e6, options=OPTIONS, seed=0, **more):
 
 def _run(data, options, limits=LIMITS):
     """A search before its first step; the last blocks of α's rows are padding."""
-    candidates = [SPACE.candidates(index) for index in range(len(SPACE.skeleton.blocks))]
+    candidates = SPACE.candidates_by_block
     net = GatedNet(SPACE.skeleton, candidates, "kernel", torch.Generator().manual_seed(0))
     alpha = torch.full((len(candidates), max(map(len, candidates))), -torch.inf)
     for index, blocks in enumerate(candidates):
@@ -124,7 +124,7 @@ def test_a_table_read_a_little_differently_is_no_other_card(data, tmp_path, shar
     steps[:] = [0.0] * 20
     resumed = search_space(SPACE, data, {"madds": _Read(share)}, limits, options=OPTIONS,
                            state=state, progress=stop)  # fmt: skip
-    plain = MaddsCost(SPACE.skeleton).table([SPACE.candidates(index) for index in range(6)])
+    plain = MaddsCost(SPACE.skeleton).table(SPACE.candidates_by_block)
     assert (resumed.tables[0] == plain) == kept
     assert (min(steps[20:]) >= first[-1]) == kept
 
@@ -132,7 +132,7 @@ def test_a_table_read_a_little_differently_is_no_other_card(data, tmp_path, shar
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.7, 0.9])
 def test_the_multiplier_brings_the_expectation_to_the_limit(data, share):
     """From above and from below; the loss hardly matters in so few steps."""
-    table = MaddsCost(SPACE.skeleton).table([SPACE.candidates(index) for index in range(6)])
+    table = MaddsCost(SPACE.skeleton).table(SPACE.candidates_by_block)
     limit = table.smallest + share * (table.largest - table.smallest)
     options = SearchOptions(steps=150, warmup=1, alpha_every=1, batch=8, alpha_rate=0.1)
     searched = _search(data, limit=limit, options=options)
@@ -145,7 +145,7 @@ def test_the_multiplier_brings_the_expectation_to_the_limit(data, share):
 @pytest.mark.parametrize("shares", [(0.2, 0.9), (0.5, 0.5), (0.9, 0.3), (0.8, 0.9)])
 def test_of_two_limits_the_tightest_is_met_and_none_exceeded(data, shares):
     """Each a share of its own range; the second cost grows with the blocks' order."""
-    candidates = [SPACE.candidates(index) for index in range(6)]
+    candidates = SPACE.candidates_by_block
     plain = MaddsCost(SPACE.skeleton)
 
     class Other(MaddsCost):

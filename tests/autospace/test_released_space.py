@@ -74,5 +74,5 @@ def test_a_card_of_the_space_knows_every_candidate(space, tmp_path):
         space.skeleton, open_device(tmp_path / "device.card", allow_mismatch=True),
         space.kernel_reading,
     )["latency_ms"]  # fmt: skip
-    candidates = [space.candidates(index) for index in range(len(space.skeleton.blocks))]
+    candidates = space.candidates_by_block
     assert not cost.missing(candidates)

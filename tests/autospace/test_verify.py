@@ -29,7 +29,7 @@ def data():
 
 
 def _searched(limits) -> tuple[SearchedNet, CostTable]:
-    candidates = [SPACE.candidates(index) for index in range(6)]
+    candidates = SPACE.candidates_by_block
     net = GatedNet(SPACE.skeleton, candidates, "kernel", torch.Generator().manual_seed(0))
     alpha = torch.full((6, max(map(len, candidates))), -torch.inf)
     for index, blocks in enumerate(candidates):

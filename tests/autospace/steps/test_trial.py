@@ -23,7 +23,7 @@ from devices.visits import Visit
 from latency import DeviceCard
 
 SPACE = SearchSpace(SKELETONS["tiny"], ((*REFERENCE_CELLS, SMALLEST_CELL),) * 3)
-CANDIDATES = [SPACE.candidates(index) for index in range(len(SPACE.skeleton.blocks))]
+CANDIDATES = SPACE.candidates_by_block
 OFF = 0.7
 
 
