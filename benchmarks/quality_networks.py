@@ -8,7 +8,7 @@ by in a space is corrected for the next draw.
 The reference's latency is that of the same series, so that a slow hour cancels out; or, where a
 limit in milliseconds was already given to a search, the one that it was worked out from. Networks
 are then compared with what the search was held to, and every series has to find the machine about
-as fast as its card says (`measured_as_profiled`): the reference network alone has come out 20 %
+as fast as its card says (`AsProfiled`): the reference network alone has come out 20 %
 slower in an hour in which smaller ones hardly were.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from latency import Predictor
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BandNetwork", "draw_band", "measured_as_profiled", "reference_network"]
+__all__ = ["AsProfiled", "BandNetwork", "draw_band", "reference_network"]
 
 _DRAWS = 200_000
 _ROUNDS = 6
@@ -45,7 +44,6 @@ _SPARE = 1.5
 """Networks measured for each that is wanted."""
 _REFERENCE = "reference"
 _TRIES = 20
-_PAUSE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -140,15 +138,9 @@ def draw_band(
             break
         models = {key: onnx_for_cost(one.network, batch) for key, (_, one) in drawn.items()}
         if reference_ms is None:
-            measured = device.measure(
-                {_REFERENCE: base, **models}, visits=visits, seed=seed + round_, progress=progress
-            )
-            of_ms = measured[_REFERENCE].latency_ms
-        else:
-            measured = measured_as_profiled(
-                device, models, visits=visits, seed=seed + round_, progress=progress
-            )
-            of_ms = reference_ms
+            models[_REFERENCE] = base
+        measured = device.measure(models, visits=visits, seed=seed + round_, progress=progress)
+        of_ms = reference_ms or measured[_REFERENCE].latency_ms
         for key, (source, one) in drawn.items():
             latency_ms = measured[key].latency_ms
             share = latency_ms / of_ms
@@ -158,40 +150,37 @@ def draw_band(
     return [network for source in sources for network in source.found]
 
 
-def measured_as_profiled(
-    device: Device,
-    models: Mapping[str, onnx.ModelProto],
-    *,
-    visits: int,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> dict[str, Measurement]:
-    """Measures models on a machine that is about as fast as its card says, and waits for that.
+@dataclass(frozen=True)
+class AsProfiled(Device):
+    """A device all of whose measurements find the machine about as fast as its card says."""
 
-    Args:
-        device: that measures.
-        models: by name.
-        visits: to each.
-        seed: of their order.
-        progress: is told as it goes.
+    patience_s: float | None = 300.0
 
-    Raises:
-        UsageError: twenty series found the machine otherwise, half a minute between them.
-    """
-    for attempt in range(_TRIES):
-        found = device.measure(models, visits=visits, seed=seed, progress=progress)
-        disturbed = [one for one in found.values() if one.disturbed]
-        if not disturbed:
-            return found
-        worst = max(disturbed, key=lambda one: abs(math.log(one.slowdown)))
-        now = f"{worst.slowdown:.2f} times its card's time"
-        if attempt + 1 < _TRIES:
+    def measure(
+        self,
+        models: Mapping[str, onnx.ModelProto],
+        *,
+        visits: int = 12,
+        seed: int = 0,
+        progress: Progress = silent,
+    ) -> dict[str, Measurement]:
+        """Measures models, interleaved, as often as needed; see the base class.
+
+        Raises:
+            UsageError: twenty series, each with its patience, found the machine otherwise.
+        """
+        for _ in range(_TRIES):
+            found = super().measure(models, visits=visits, seed=seed, progress=progress)
+            disturbed = [one for one in found.values() if one.disturbed]
+            if not disturbed:
+                return found
+            worst = max(disturbed, key=lambda one: abs(math.log(one.slowdown)))
+            now = f"{worst.slowdown:.2f} times its card's time"
             progress(1.0, f"the machine takes {now}: measured again")
-            sleep(_PAUSE_S)
-    raise UsageError(
-        f"{worst.name}: the machine takes {now}, in each of {_TRIES} series; call it again in a "
-        "quieter hour"
-    )
+        raise UsageError(
+            f"{worst.name}: the machine takes {now}, in each of {_TRIES} series; call it again in "
+            "a quieter hour"
+        )
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ from autospace.training import accuracy, recalibrate_norms, train_module, train_
 from benchmarks.cards import completed, profiled
 from benchmarks.conditions import RESULTS
 from benchmarks.frame import Say, add_long, add_training, framed, in_time, parser
-from benchmarks.quality_networks import draw_band, measured_as_profiled, reference_network
+from benchmarks.quality_networks import AsProfiled, draw_band, reference_network
 from benchmarks.quality_report import rank_correlation, summary
 from benchmarks.quality_spaces import CandidateSpace
 from benchmarks.rivals import RIVALS, Rival
@@ -93,6 +93,7 @@ class Plan:
         rivals: families of `benchmarks.rivals`.
         profile_minutes: of the card.
         visits: to each network of the series that decides.
+        patience_s: how long each series waits for the machine to be as fast as its card says.
         evolution: options of every evolution.
         search: options of every search.
         recipe: of every training.
@@ -112,6 +113,7 @@ class Plan:
     rivals: tuple[str, ...] = tuple(RIVALS)
     profile_minutes: float = 10.0
     visits: int = 24
+    patience_s: float = 300.0
     evolution: EvolutionOptions = field(
         default_factory=lambda: EvolutionOptions(generations=240, warmup=80)
     )
@@ -403,15 +405,14 @@ class _Bench:
 
     @property
     def device(self) -> Device:
-        return profiled(
-            self.plan.card, self.plan.profile_minutes, now_and_then(self.say, "profile")
-        )
+        told = now_and_then(self.say, "profile")
+        device = profiled(self.plan.card, self.plan.profile_minutes, told)
+        return AsProfiled(device.card, device.warnings, device.here, self.plan.patience_s)
 
     def measure(self, models: Mapping[str, Any], visits: int) -> dict[str, Measurement]:
-        return measured_as_profiled(
-            self.device, models, visits=visits,
-            progress=now_and_then(self.say, f"{len(models)} networks"),
-        )  # fmt: skip
+        return self.device.measure(
+            models, visits=visits, progress=now_and_then(self.say, f"{len(models)} networks")
+        )
 
     @cached_property
     def reference(self) -> Any:
@@ -759,7 +760,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         return Plan(
             **common, skeleton="tiny", targets=(0.8,), seeds=(1,), random=2,
             rivals=("MNASNet", "ShuffleNetV2"), profile_minutes=0.2,
-            visits=6, evolution=EvolutionOptions(
+            visits=6, patience_s=10.0, evolution=EvolutionOptions(
                 generations=3, warmup=1, population=10, batch=16, exam=1
             ),
             search=SearchOptions(steps=6, warmup=2, batch=16, proposals=2, rounds=2),

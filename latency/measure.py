@@ -24,7 +24,7 @@ from devices.runtimes.base import (
     Runtime,
     RuntimeSettings,
 )
-from devices.visits import ACCEPT_RATIO, Visit, quiet_enough, sentinel_reference
+from devices.visits import ACCEPT_RATIO, Visit, quiet_enough, sentinel_reference, tells_more
 from latency.graph_store import GraphStore
 
 if TYPE_CHECKING:
@@ -228,7 +228,9 @@ def measure_models(
         if reference_ms is not None:
             for name in _when_quiet(visitor, found, reference_ms, patience_s, report):
                 with naming(name):
-                    found[name].append(visitor.visit(store.get(name)).visit)
+                    visit = visitor.visit(store.get(name)).visit
+                if tells_more(visit, found[name], reference_ms):
+                    found[name].append(visit)
     if reference_ms is None:
         reference_ms = _own_reference_ms(found)
     return {
@@ -256,14 +258,17 @@ def _when_quiet(
     """Names of models to visit once more, until enough is known of the undisturbed device.
 
     Ends when that is so of all, or after `patience_s`. On a slow machine they are visited as well:
-    one that flips between its speeds is fast for some runs of a visit.
+    one that flips between its speeds is fast for some runs of a visit. Of these visits only those
+    are to be kept that say something (`devices.visits.tells_more`).
     """
     until_s = monotonic() + patience_s
+    asked = dict.fromkeys(found, 0)
     while monotonic() < until_s:
         missing = [name for name, own in found.items() if not quiet_enough(own, reference_ms)]
         if not missing:
             return
-        name = min(missing, key=lambda name: len(found[name]))
+        name = min(missing, key=lambda name: asked[name])
+        asked[name] += 1
         slowdown = visitor.sentinel_ms() / reference_ms
         if slowdown > ACCEPT_RATIO:
             now = f"{slowdown:.2f} times slower than it can be"

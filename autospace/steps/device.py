@@ -30,11 +30,14 @@ class Device:
         card: the card.
         warnings: what was found and allowed; to be repeated beside every figure.
         here: whether this machine is the card's device, so that it can measure.
+        patience_s: how long a machine is waited for that is far slower or faster than when it was
+            profiled; as long as the profile took by default, and a minute at most.
     """
 
     card: DeviceCard
     warnings: tuple[str, ...]
     here: bool
+    patience_s: float | None = None
 
     @property
     def description(self) -> str:
@@ -60,13 +63,12 @@ class Device:
         seed: int = 0,
         progress: Progress = silent,
     ) -> dict[str, Measurement]:
-        """Measures models on this device, interleaved.
-
-        A machine that is far slower or faster than when it was profiled is waited for: as long as
-        the profile took, and a minute at most.
-        """
+        """Measures models on this device, interleaved."""
         from latency import measure_models
 
+        patience_s = self.patience_s
+        if patience_s is None:
+            patience_s = min(_PATIENCE_S, self.card.elapsed_s)
         return measure_models(
             models,
             runtime=self.card.runtime,
@@ -75,7 +77,7 @@ class Device:
             seed=seed,
             reference_ms=self.card.sentinel_reference_ms,
             above_fastest=self.card.above_fastest,
-            patience_s=min(_PATIENCE_S, self.card.elapsed_s),
+            patience_s=patience_s,
             progress=progress,
         )
 

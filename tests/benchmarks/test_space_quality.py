@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
 from autospace.steps import Device, open_device
 from benchmarks.quality_networks import (
+    AsProfiled,
     BandNetwork,
     draw_band,
-    measured_as_profiled,
     reference_network,
 )
 from benchmarks.quality_report import rank_correlation, summary
@@ -103,30 +103,28 @@ def test_a_series_on_a_machine_of_another_speed_is_repeated_then_refused(
     card: DeviceCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real measurements, told as if the machine took three times its card's time at first."""
-    monkeypatch.setattr("benchmarks.quality_networks._PAUSE_S", 0.0)
     device = open_device(card.path, allow_mismatch=True)
     model = {"it": onnx_for_cost(reference_network(space("MBConv", tmp_path)))}
-    slow_series = 2
+    slow_series, plain = 2, Device.measure
 
-    @dataclass(frozen=True)
-    class Slow(Device):
-        def measure(self, *args: Any, **more: Any) -> dict[str, Measurement]:
-            nonlocal slow_series
-            found = device.measure(*args, **more)
-            slow_series -= 1
-            if slow_series < 0:
-                return found
-            return {
-                name: replace(one, sentinel_reference_ms=one.sentinel_reference_ms / 3)
-                for name, one in found.items()
-            }
+    def slowed(self: Device, *args: Any, **more: Any) -> dict[str, Measurement]:
+        nonlocal slow_series
+        found = plain(replace(device), *args, **more)
+        slow_series -= 1
+        if slow_series < 0:
+            return found
+        return {
+            name: replace(one, sentinel_reference_ms=one.sentinel_reference_ms / 3)
+            for name, one in found.items()
+        }
 
-    slow = Slow(device.card, device.warnings, device.here)
-    (found,) = measured_as_profiled(slow, model, visits=4).values()
+    monkeypatch.setattr(Device, "measure", slowed)
+    slow = AsProfiled(device.card, device.warnings, device.here)
+    (found,) = slow.measure(model, visits=4).values()
     assert slow_series == -1 and not found.disturbed
     slow_series = 1000
     with pytest.raises(UsageError, match=r"^it: the machine takes .* quieter"):
-        measured_as_profiled(slow, model, visits=4)
+        slow.measure(model, visits=4)
     assert slow_series == 980
 
 

@@ -10,6 +10,7 @@ from devices.visits import (
     latency_statistic,
     quiet_enough,
     sentinel_reference,
+    tells_more,
 )
 
 
@@ -89,3 +90,12 @@ def test_quiet_enough() -> None:
     assert quiet_enough(apart + [slow] * 9, 1.0)
     assert not quiet_enough(apart + [slow] * 10, 1.0)
     assert quiet_enough([fast, fast] + [slow] * 20, 1.0)
+
+
+def test_one_more_visit_tells_something_if_it_was_accepted_or_is_fast() -> None:
+    slow, before = Visit((2.0,), 2.0, 2.0), [Visit((ms,), 2.0, 2.0) for ms in (2.0, 1.5, 1.2)]
+    assert not tells_more(slow, before, 1.0)
+    assert tells_more(quiet(9.0), before, 1.0)  # slow itself, but on a quiet machine
+    assert tells_more(Visit((1.4, 3.0), 2.0, 2.0), before, 1.0)
+    assert not tells_more(Visit((1.5,), 2.0, 2.0), before, 1.0)
+    assert tells_more(Visit((1.9,), 2.0, 2.0), before[:1], 1.0)

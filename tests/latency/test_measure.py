@@ -100,6 +100,9 @@ def test_a_slow_machine_is_waited_for(network: onnx.ModelProto) -> None:
     patient, said = found(20.0, loadings=3)  # the sentinel's, and a visit's
     assert not patient.corrected and patient.latency_ms == pytest.approx(plain.latency_ms)
     assert len(patient.visits) == 4
+    patient, said = found(20.0, loadings=200)  # slow for long: what it is then is not kept
+    assert not patient.disturbed and patient.latency_ms == pytest.approx(plain.latency_ms)
+    assert len(patient.visits) < 10 and len(said) > 150
 
 
 def test_progress_ends_at_one(network: onnx.ModelProto) -> None:
