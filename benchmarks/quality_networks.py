@@ -15,8 +15,8 @@ slower in an hour in which smaller ones hardly were.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from latency import Predictor
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["AsProfiled", "BandNetwork", "draw_band", "reference_network"]
+__all__ = ["Anchored", "AsProfiled", "BandNetwork", "draw_band", "reference_network"]
 
 _DRAWS = 200_000
 _ROUNDS = 6
@@ -181,6 +181,65 @@ class AsProfiled(Device):
             f"{worst.name}: the machine takes {now}, in each of {_TRIES} series; call it again in "
             "a quieter hour"
         )
+
+
+@dataclass(frozen=True)
+class Anchored(Device):
+    """A device that measures relative to networks that it has measured before.
+
+    On some machines like networks of one kind come out 10 % faster in one hour and 10 % slower in
+    another, whatever a sentinel of another kind says of them. *Anchors* are networks of the same
+    kind whose latencies were measured on a machine as fast as its card says. They are visited in
+    every round, and what all of them take in it, relative to those latencies, is how slow the
+    machine was for such networks just then; every visit of the round is divided by it.
+
+    Attributes:
+        anchors: models by name.
+        anchors_ms: their latencies, measured before.
+    """
+
+    anchors: Mapping[str, onnx.ModelProto] = field(default_factory=dict)
+    anchors_ms: Mapping[str, float] = field(default_factory=dict)
+    patience_s: float | None = 0.0
+
+    def measure(
+        self,
+        models: Mapping[str, onnx.ModelProto],
+        *,
+        visits: int = 12,
+        seed: int = 0,
+        progress: Progress = silent,
+    ) -> dict[str, Measurement]:
+        """Measures models, interleaved with the anchors; see the base class.
+
+        Returns:
+            Measurements whose samples are as if the machine had been as fast as its card says.
+        """
+        every = {**self.anchors, **models}
+        found = super().measure(every, visits=visits, seed=seed, progress=progress)
+        slow = np.array(
+            [
+                [visit.median_ms / anchor_ms for visit in found[name].visits]
+                for name, anchor_ms in self.anchors_ms.items()
+            ]
+        )
+        slowdowns = np.exp(np.median(np.log(slow), axis=0))
+        return {name: _at_card_speed(found[name], slowdowns.tolist()) for name in models}
+
+
+def _at_card_speed(measured: Measurement, slowdowns: Sequence[float]) -> Measurement:
+    """A measurement with each visit divided by how slow the machine was in its round."""
+    reference_ms = measured.sentinel_reference_ms
+    visits = tuple(
+        replace(
+            visit,
+            samples_ms=tuple(sample / slowdown for sample in visit.samples_ms),
+            sentinel_before_ms=reference_ms,
+            sentinel_after_ms=reference_ms,
+        )
+        for visit, slowdown in zip(measured.visits, slowdowns, strict=True)
+    )
+    return replace(measured, visits=visits)
 
 
 @dataclass(frozen=True)

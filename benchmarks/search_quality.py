@@ -58,7 +58,7 @@ from autospace.training import accuracy, recalibrate_norms, train_module, train_
 from benchmarks.cards import completed, profiled
 from benchmarks.conditions import RESULTS
 from benchmarks.frame import Say, add_long, add_training, framed, in_time, parser
-from benchmarks.quality_networks import AsProfiled, draw_band, reference_network
+from benchmarks.quality_networks import Anchored, AsProfiled, draw_band, reference_network
 from benchmarks.quality_report import rank_correlation, summary
 from benchmarks.quality_spaces import CandidateSpace
 from benchmarks.rivals import RIVALS, Rival
@@ -427,10 +427,24 @@ class _Bench:
             found = self.measure({_REFERENCE: self.reference}, 2 * self.plan.visits)
             write_json(path, found[_REFERENCE].to_json())
 
+    def anchored(self, settings: Sequence[Setting]) -> Device:
+        """The device, measuring relative to the random networks of some searches."""
+        anchors = [one for setting in settings for one in self.chosen_random(setting)]
+        return Anchored(
+            self.device.card, (), True,
+            anchors={one.network.hash: one.model(self._batch) for one in anchors},
+            anchors_ms={one.network.hash: one.latency_ms for one in anchors},
+        )  # fmt: skip
+
+    def chosen_random(self, setting: Setting) -> list[Contestant]:
+        """The random networks of a search; drawn and measured now, if they are not there yet."""
+        return self.chosen(f"random-{setting.name}", partial(self.random, setting))
+
     def search(self, setting: Setting) -> None:
         """Verifies what a supernet has learned, on this machine."""
         found = search(
-            SearchSpace.load(setting.space_file), latency=setting.latency, device=self.device,
+            SearchSpace.load(setting.space_file), latency=setting.latency,
+            device=self.anchored([setting]),
             data=self.data, options=self.plan.search, seed=setting.seed, state=setting.state,
             record=setting.file("searches").with_suffix(".verification"),
             progress=now_and_then(self.say, f"search {setting.name}"),
@@ -453,7 +467,15 @@ class _Bench:
             reference_ms=plan.reference_ms(),
         )  # fmt: skip
         return [
-            Contestant("random", setting.target, setting.seed, one.number, one.architecture)
+            Contestant(
+                "random",
+                setting.target,
+                setting.seed,
+                one.number,
+                one.architecture,
+                one.measured_ms,
+                one.share / setting.target,
+            )
             for one in found
         ]
 
@@ -511,12 +533,14 @@ class _Bench:
                     clock.check()
                     found = Architecture.load(setting.file("searches"))
                     contestants.append(Contestant("searched", target, setting.seed, 0, found))
-                    contestants += self.chosen(
-                        f"random-{setting.name}", partial(self.random, setting)
-                    )
+                    contestants += self.chosen_random(setting)
             clock.check()
             models = {one.network.hash: one.model(self._batch) for one in contestants}
-            measured = self.measure(models, plan.visits)
+            settings = [one for one in plan.settings if one.target == target]
+            measured = self.anchored(settings).measure(
+                models, visits=plan.visits,
+                progress=now_and_then(self.say, f"{len(models)} networks"),
+            )  # fmt: skip
             limit_ms = target * plan.reference_ms()
             own = [
                 replace(one, latency_ms=ms, share=ms / limit_ms)
@@ -542,7 +566,8 @@ class _Bench:
             )
         for one in open_:
             clock.check()
-            one.costs(SearchSpace.load(one.space_file), self.device, now_and_then(say, one.name))
+            space, device = SearchSpace.load(one.space_file), self.anchored([one])
+            one.costs(space, device, now_and_then(say, one.name))
         do(map(_Supernet, open_), plan.workers, clock, lambda text: say(f"supernet {text}"))
         for one in open_:
             clock.check()
