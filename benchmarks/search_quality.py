@@ -4,9 +4,10 @@
 measured latency, and for each seed: a space is evolved under the limit, or taken from ``--space``,
 and searched, as a user would; ten networks are drawn from the same space within the limit; and
 torchvision's mobile networks are scaled in width to it (`benchmarks.rivals`). *Within the limit*
-means for all of them that their latency is between 94 and 100 % of it. In the end all networks of
-a limit are measured anew in one interleaved series, on a machine about as fast as its card says,
-and it is by this that their shares of the limit are told. All are then trained with the same short
+means for all of them that their latency is between 94 and 100 % of it, on a machine about as fast
+as its card says. In the end all networks of a limit are measured anew in one interleaved series,
+relative to the random ones (`quality_networks.Anchored`), and it is by this that their shares of
+the limit are told. All are then trained with the same short
 recipe and tested on images that neither the evolution, the search nor the training has seen; the
 searched networks and the best random ones twice, because the best of ten is partly the luckiest
 training.

@@ -19,6 +19,7 @@ from autospace.skeleton import SKELETONS
 from autospace.space import SearchSpace
 from autospace.steps import Device, open_device
 from benchmarks.quality_networks import (
+    Anchored,
     AsProfiled,
     BandNetwork,
     draw_band,
@@ -29,6 +30,7 @@ from benchmarks.quality_spaces import SPACES, CandidateSpace, candidate_space, r
 from benchmarks.space_quality import main
 from devices.errors import UsageError
 from devices.measurement import Measurement
+from devices.visits import Visit
 from latency import DeviceCard, profile_device
 
 TINY = SKELETONS["tiny"]
@@ -126,6 +128,46 @@ def test_a_series_on_a_machine_of_another_speed_is_repeated_then_refused(
     with pytest.raises(UsageError, match=r"^it: the machine takes .* quieter"):
         slow.measure(model, visits=4)
     assert slow_series == 980
+
+
+def _slowed(visits: tuple[Visit, ...]) -> tuple[Visit, ...]:
+    slow = (1.0, 1.4) * len(visits)
+    return tuple(
+        replace(visit, samples_ms=tuple(times * ms for ms in visit.samples_ms))
+        for visit, times in zip(visits, slow, strict=False)
+    )
+
+
+def test_anchors_tell_how_slow_the_machine_is_for_such_networks(
+    card: DeviceCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real measurements, told as if every second round took networks 1.4 times as long."""
+    device = open_device(card.path, allow_mismatch=True)
+    drawn = draw_band({space("random cells", tmp_path): 5}, device, 0.8, 0.05, seed=0, visits=4,
+                      progress=silent)  # fmt: skip
+    models = {one.architecture.hash: onnx_for_cost(one.architecture) for one in drawn}
+    told, plain = device.measure(models, visits=4), Device.measure
+    own, *others = models
+
+    def restless(self: Device, *args: Any, **more: Any) -> dict[str, Measurement]:
+        found = plain(self, *args, **more)
+        assert all(len(one.visits) == 4 for one in found.values())
+        return {name: replace(one, visits=_slowed(one.visits)) for name, one in found.items()}
+
+    monkeypatch.setattr(Device, "measure", restless)
+    seen = device.measure(models, visits=4)[own]
+    assert seen.latency_ms > 1.15 * told[own].latency_ms  # the sentinel saw nothing
+    anchors_ms = {name: told[name].latency_ms for name in others}
+    anchored = Anchored(
+        device.card, (), True, anchors={name: models[name] for name in others},
+        anchors_ms=anchors_ms,
+    )  # fmt: skip
+    found = anchored.measure({own: models[own]}, visits=4)
+    assert list(found) == [own]
+    assert found[own].latency_ms == pytest.approx(told[own].latency_ms, rel=0.02)
+    twice = {name: 2 * ms for name, ms in anchors_ms.items()}
+    found = replace(anchored, anchors_ms=twice).measure({own: models[own]}, visits=4)
+    assert found[own].latency_ms == pytest.approx(2 * told[own].latency_ms, rel=0.02)
 
 
 # -- figures
