@@ -429,8 +429,11 @@ class _Bench:
             write_json(path, found[_REFERENCE].to_json())
 
     def anchored(self, settings: Sequence[Setting]) -> Device:
-        """The device, measuring relative to the random networks of some searches."""
-        anchors = [one for setting in settings for one in self.chosen_random(setting)]
+        """The device, measuring relative to the random networks of searches, if they have any."""
+        drawn = [one for setting in settings for one in self.chosen_random(setting)]
+        anchors = [one for one in drawn if one.latency_ms > 0]
+        if not anchors:
+            return self.device
         return Anchored(
             self.device.card, (), True,
             anchors={one.network.hash: one.model(self._batch) for one in anchors},
