@@ -28,7 +28,7 @@ class CorrectedCost(Cost):
         self._cost = cost
         self._line = recalibration
         self._shifts = {
-            (one.block, space.candidates(one.block)[one.candidate]): one.shift_ms
+            (one.block, space.candidates_by_block[one.block][one.candidate]): one.shift_ms
             for one in recalibration.shifts
         }
 

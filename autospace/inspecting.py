@@ -190,9 +190,7 @@ def describe_space(space: SearchSpace) -> dict[str, Any]:
         "kernel_reading": space.kernel_reading,
         "blocks": len(shapes),
         "cells": sum(len(cells) for cells in space.layers),
-        "networks_log10": sum(
-            math.log10(len(space.candidates(index))) for index in range(len(shapes))
-        ),
+        "networks_log10": sum(math.log10(len(own)) for own in space.candidates_by_block),
         "smallest_madds": round(table.smallest),
         "largest_madds": round(table.largest),
         "layers": layers,

@@ -154,8 +154,6 @@ def draw_band(
 class AsProfiled(Device):
     """A device all of whose measurements find the machine about as fast as its card says."""
 
-    patience_s: float | None = 300.0
-
     def measure(
         self,
         models: Mapping[str, onnx.ModelProto],

@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["report_lines"]
 
-_ALIKE = (0.92, 1.02)
-"""Shares of a limit that count as the same: the band, and the 2 % that measurements are off."""
+_ALIKE = (0.93, 1.01)
+"""Shares of a limit that count as the same: the band, and what a measurement is off."""
 
 
 def report_lines(result: Mapping[str, Any]) -> list[str]:
