@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Self
 
 from devices.contained import ContainedRuntime
@@ -24,6 +24,8 @@ __all__ = ["Compilers"]
 
 _MOST = 4
 """Copies at most: each takes half a gigabyte of memory or more."""
+_LOOK_S = 0.5
+"""How long is waited at a time. A signal that comes just before a wait begins does not end it."""
 
 
 class Compilers:
@@ -68,6 +70,8 @@ class Compilers:
                     name: pool.submit(self._one, copy, name, model)
                     for copy, (name, model) in zip(self._copies, models.items(), strict=False)
                 }
+                while wait(tasks.values(), timeout=_LOOK_S).not_done:
+                    pass
                 return {name: task.result() for name, task in tasks.items()}
             except BaseException:  # Ctrl-C: a compiler that is ended gives its answer at once
                 for copy in self._copies:
