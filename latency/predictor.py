@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FIT_VERSION", "Predictor"]
 
-FIT_VERSION = 8
+FIT_VERSION = 9
 """Of what `Predictor.to_bytes` writes; another one is fitted anew."""
 _OPS_SEEN = 2
 """Different kernels of an operation before its family's regressor speaks for it."""

@@ -1,12 +1,15 @@
 """The lookup table: what each kernel took in its place inside the measured networks.
 
-Slow phases of the machine come and go, and nothing makes a run faster than it is. So each kernel's
-time is the mean of the quickest quarter of its profiled runs, over all visits. A network's latency
-is its `latency_ms` where that rests on accepted visits or on fast runs that two visits agree on;
-else it comes from its fastest run, which is steadier than a corrected median, and one factor for
-the whole card: how much `latency_ms` is above the fastest run of other networks. Where there is a
-choice the factor is worse: of 40 short runs a visit one is luckier than of 3 long ones, so that
-sums of kernels were 3 % above it for networks below a millisecond and 1.3 % below it above four.
+Slow phases of the machine come and go. The profiled runs of a visit stand beside those of the whole
+network, which are as slow at that moment: each kernel's time is taken in parts of what the network
+took in the same visit, and the mean of the middle half of these counts, over all visits.
+
+A network's latency is its `latency_ms` where that rests on accepted visits or on fast runs that two
+visits agree on; else it comes from its fastest run, which is steadier than a corrected median, and
+one factor for the whole card: how much `latency_ms` is above the fastest run of other networks.
+Where there is a choice the factor is worse: of 40 short runs a visit one is luckier than of 3 long
+ones, so that sums of kernels were 3 % above it for networks below a millisecond and 1.3 % below it
+above four.
 
 Where the runtime does not time single kernels, their times are worked out from those of the
 networks (`latency.whole_times`).
@@ -36,11 +39,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-__all__ = ["KernelRow", "KernelTable", "NetworkRow"]
-
-
-_FEW_RUNS = 3
-"""Profiled runs that a kernel's time rests on, at least."""
+__all__ = ["KernelRow", "KernelTable", "NetworkRow", "kernel_times"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ class KernelTable:
         explained = None if timed else _explained(measured, latencies, quick)
         for place, (network, (whole_ms, noise)) in enumerate(zip(measured, latencies, strict=True)):
             own = explained.networks[place] if explained else None
-            times = own.times_ms if own else tuple(_kernel_times(network))
+            times = own.times_ms if own else tuple(kernel_times(network, whole_ms))
             visits = [v for v in network.visits if v.kernel_ms.size or not timed]
             rows = []
             for kernel, time_ms in zip(network.kernels, times, strict=True):
@@ -280,17 +279,26 @@ def _explained(
         )
 
 
-def _kernel_times(network: CardNetwork) -> list[float]:
-    """Time of each kernel of a network, in milliseconds, in order: its own quickest quarter.
+def kernel_times(network: CardNetwork, whole_ms: float) -> list[float]:
+    """Time of each kernel of a network, in order, while the network takes `whole_ms`.
 
-    The profiler counts whole microseconds: a mean over the quickest runs keeps what a median of a
-    few small whole numbers would round away. Runs that are quick as a whole are slow somewhere, so
-    each kernel has quickest runs of its own.
+    The profiler counts whole microseconds: a mean keeps what a median of a few small whole numbers
+    would round away. The quickest of them are not the truth either, but those that were cut off
+    most: the more visits, the quicker.
+
+    Args:
+        network: visited at least once with the single kernels timed.
+        whole_ms: of the whole network, profiler off.
+
+    Returns:
+        Milliseconds, profiler on.
     """
     import numpy as np
 
-    visits = [v for v in network.visits if v.kernel_ms.size]
-    runs: Array = np.concatenate([v.kernel_ms for v in visits], axis=1).astype(np.float64)
-    count = min(max(_FEW_RUNS, runs.shape[1] // 4), runs.shape[1])
-    quickest = np.partition(runs, count - 1, axis=1)[:, :count]
-    return [float(x) for x in quickest.mean(axis=1)]
+    shares: Array = np.concatenate(
+        [v.kernel_ms / v.visit.median_ms for v in network.visits if v.kernel_ms.size],
+        axis=1,
+    ).astype(np.float64)
+    count = shares.shape[1]
+    middle = np.sort(shares, axis=1)[:, count // 4 : count - count // 4]
+    return [float(share) * whole_ms for share in middle.mean(axis=1)]

@@ -176,7 +176,7 @@ class TestIntervals:
 
     def test_they_are_no_wider_than_they_need_be(self, noisy: Predictor, network) -> None:
         found = noisy.predict(network)
-        assert 1.01 < found.high_ms / found.low_ms < 2.2
+        assert 1.01 < found.high_ms / found.low_ms < 2.6  # a card of four rounds
         assert 0.005 < noisy.validation["interval_half_width"] < 0.25
         assert not any("networks in the card" in line for line in found.warnings)
 

@@ -1,11 +1,15 @@
 """The lookup table adds up to the networks that it came from."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from devices.runtimes.simulated import RUN_MS
 from latency import DeviceCard
+from latency.card_rows import CardNetwork
 from latency.context import contexts
-from latency.table import KernelTable
+from latency.table import KernelTable, kernel_times
 
 
 def test_simulated_times_are_the_formula_s(simulated_card: DeviceCard) -> None:
@@ -21,6 +25,52 @@ def test_rows_and_networks_agree(real_card: DeviceCard) -> None:
             assert index in table.kernels[row].networks
             assert time_ms in table.kernels[row].times_ms
     assert set(table.by_signature) == {row.kernel.signature for row in table.kernels}
+
+
+def _visited(network: CardNetwork, slowdowns: list[float]) -> CardNetwork:
+    """The network as if it had been visited while the machine was so many times slower."""
+    first = network.visits[0]
+    visits = [
+        replace(
+            first,
+            visit=replace(
+                first.visit, samples_ms=tuple(slow * ms for ms in first.visit.samples_ms)
+            ),
+            kernel_ms=slow * first.kernel_ms,
+        )
+        for slow in slowdowns
+    ]
+    return replace(network, visits=tuple(visits))
+
+
+def test_kernels_take_the_part_that_they_took_in_their_visits(real_card: DeviceCard) -> None:
+    network = max(real_card.networks, key=lambda one: len(one.kernels))
+    quiet = kernel_times(_visited(network, [1.0]), whole_ms=2.0)
+    assert kernel_times(_visited(network, [1.0, 1.5, 3.0, 1.2]), whole_ms=2.0) == pytest.approx(
+        kernel_times(_visited(network, [1.0] * 4), whole_ms=2.0)
+    )
+    assert kernel_times(_visited(network, [4.0]), whole_ms=2.0) == pytest.approx(quiet)
+    assert kernel_times(_visited(network, [1.0]), whole_ms=3.0) == pytest.approx(
+        [1.5 * ms for ms in quiet]
+    )
+
+
+def test_rounding_does_not_make_them_quicker_with_more_visits(real_card: DeviceCard) -> None:
+    """Counters of whole microseconds: the quickest samples are those that were cut off most."""
+    network = real_card.networks[0]
+    random = np.random.default_rng(0)
+    shape = (len(network.kernels), 6)
+
+    def times(visits: int) -> float:
+        first = network.visits[0]
+        seen = replace(first, visit=replace(first.visit, samples_ms=(1.0,) * 5))
+        rounded = [replace(seen, kernel_ms=random.uniform(0.001, 0.003, shape).astype(np.float32))
+                   for _ in range(visits)]  # fmt: skip
+        return float(np.mean(kernel_times(replace(network, visits=tuple(rounded)), 1.0)))
+
+    few = np.mean([times(2) for _ in range(200)])
+    many = np.mean([times(16) for _ in range(200)])
+    assert few == pytest.approx(0.002, rel=0.03) and many == pytest.approx(0.002, rel=0.03)
 
 
 def test_leaving_a_network_out(real_card: DeviceCard) -> None:
