@@ -78,6 +78,7 @@ _UNARY = (
     *("Hardswish", "Sigmoid", "Tanh", "ELU", "Gelu", "LeakyReLU", "Exp", "Log", "Abs", "Negate"),
     *("Square", "SquareRoot", "ReciprocalSquareRoot", "Floor", "Ceiling", "Sin", "Cos"),
 )
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LOOKED_UP = "Invalid Unary Op"
 """What XNNPACK calls an eight-bit function of one number, which it looks up in a table, with the
 conversions on both sides."""
@@ -180,17 +181,31 @@ def _executed(
 def _extra(
     event: TraceEvent, before: Given, alias: Mapping[str, ExecutedTensor], domain: str
 ) -> ExecutedOp:
-    """A kernel that no operation asked for: a further piece of the one before."""
+    """A kernel that no operation asked for: a further piece of the one before.
+
+    It goes by its own name. Behind a linear layer on images of one pixel, a reshape was called a
+    convolution, of which it has no weights.
+    """
     source = next((t for t in before.inputs if not t.constant), before.output)
     output = ExecutedTensor(f"{event.name}/out", source.shape, False, source.dtype)
     return ExecutedOp(
         name=event.name,
         domain=domain,
         covers=(),
-        fallback=_KINDS.get(before.kind, ((), before.kind, ()))[1],
+        fallback=_own_name(event.op),
         inputs=(alias.get(source.name, source),),
         outputs=(output,),
     )
+
+
+def _own_name(op: str) -> str:
+    """The ONNX operation that a kernel does by itself, without the weights of a layer."""
+    named = (
+        fallback
+        for starts, fallback, _ in _KINDS.values()
+        if op.startswith(starts) and fallback not in _WEIGHTED
+    )
+    return next(named, op.partition(" (")[0].title().replace(" ", ""))
 
 
 def aligned(wanted: Sequence[tuple[str, ...]], names: Sequence[str]) -> list[int | None]:

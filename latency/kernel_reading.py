@@ -416,7 +416,10 @@ class KernelReader:
         elif node.op_type in ("Add", "Mul", "Sub", "Div"):
             shape = max(known, key=math.prod)
         elif node.op_type in CONVOLUTIONS and len(shape) == 4:
-            shape = _convolved(shape, self.weights.get(node.input[1], (shape[1],))[0], attributes)
+            weights = next(
+                (self.weights[one] for one in node.input[1:2] if one in self.weights), ()
+            )
+            shape = _convolved(shape, weights[0] if weights else shape[1], attributes)
         for output in node.output:
             self.shapes.setdefault(output, shape)
             self.dtypes.setdefault(output, self.dtypes.get(inputs[0], "float32") if inputs else "")

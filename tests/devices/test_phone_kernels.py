@@ -144,6 +144,23 @@ def test_large_windows_come_in_parts(name: str) -> None:
     assert told == {node.kernel.signature for node in kernels(rewritten, made)}
 
 
+@pytest.mark.parametrize("name", ["executorch", "litert"])
+def test_layers_on_a_single_pixel(name: str) -> None:
+    """XNNPACK may put a reshape behind one, for which nothing asked."""
+    runtime = usable(name)
+    build = GraphBuilder((1, 3, 16, 16), np.random.default_rng(0))
+    y = build.activation("stem_act", build.conv("stem", "input", 16, 3, stride=2), "relu")
+    y = build.conv("pixel", build.global_pool("pool", y), 24, 1)
+    y = build.activation("wide_act", build.conv("wide", y, 40, 1), "relu")
+    y = build.activation("hidden_act", build.gemm("hidden", build.flatten("flat", y), 16), "relu")
+    model = build.finish(build.gemm("head", y, 10))
+    made = runtime.compile(model.SerializeToString(), SETTINGS)
+    found = kernels(model, made)
+    layers = [n.kernel for n in found if n.kernel.op.rpartition(".")[2] in ("Conv", "Gemm")]
+    assert [kernel.weights[0][0] for kernel in layers] == [16, 24, 40, 16, 10]
+    FusionRules.learn([(model, made.executed)])
+
+
 def test_kernels_of_eight_bits(model: onnx.ModelProto) -> None:
     runtime = usable("executorch")
     settings = RuntimeSettings(precision="int8")
