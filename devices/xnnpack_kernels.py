@@ -183,16 +183,17 @@ def _extra(
 ) -> ExecutedOp:
     """A kernel that no operation asked for: a further piece of the one before.
 
-    It goes by its own name. Behind a linear layer on images of one pixel, a reshape was called a
-    convolution, of which it has no weights.
+    Behind a layer with weights, of which it has none, it goes by its own name: a reshape behind a
+    convolution of one pixel is no convolution.
     """
     source = next((t for t in before.inputs if not t.constant), before.output)
     output = ExecutedTensor(f"{event.name}/out", source.shape, False, source.dtype)
+    name = _KINDS.get(before.kind, ((), before.kind, ()))[1]
     return ExecutedOp(
         name=event.name,
         domain=domain,
         covers=(),
-        fallback=_own_name(event.op),
+        fallback=_own_name(event.op) if name in _WEIGHTED else name,
         inputs=(alias.get(source.name, source),),
         outputs=(output,),
     )

@@ -416,9 +416,7 @@ class KernelReader:
         elif node.op_type in ("Add", "Mul", "Sub", "Div"):
             shape = max(known, key=math.prod)
         elif node.op_type in CONVOLUTIONS and len(shape) == 4:
-            weights = next(
-                (self.weights[one] for one in node.input[1:2] if one in self.weights), ()
-            )
+            weights = self.weights.get(node.input[1], ()) if len(node.input) > 1 else ()
             shape = _convolved(shape, weights[0] if weights else shape[1], attributes)
         for output in node.output:
             self.shapes.setdefault(output, shape)
