@@ -392,7 +392,7 @@ def _benchmark(run: _Run, progress: Progress) -> None:
         )
         if limit_ms is None or not _undecided(result.models[0].measured, limit_ms):
             break
-    result.save(run.path("benchmark.json"))
+    write_json(run.path("benchmark.json"), result.to_json())
     _write_verdict(run, result.models[0], before + attempt + 1)
 
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from devices.confinement import confine
+from devices.confinement import confine, confined_environment
 from devices.contained import ContainedRuntime
 from devices.errors import AutospaceError
 from devices.runtimes import get_runtime
@@ -29,6 +29,8 @@ __all__ = ["memory_mb"]
 
 _RUNS = 3
 _LIMIT_S = 120.0
+_MOST_CHARACTERS = 200
+"""Of what the process said last."""
 
 
 def memory_mb(
@@ -54,10 +56,13 @@ def memory_mb(
         send(given.fileno(), message, blobs)
         given.seek(0)
         command = [sys.executable, "-m", "devices.footprint", folder]
+        contained = isinstance(get_runtime(runtime), ContainedRuntime)
+        environment = confined_environment(Path(folder)) if contained else None
         try:
             done = subprocess.run(
-                command, stdin=given, capture_output=True, text=True, timeout=limit_s, check=False
-            )
+                command, stdin=given, capture_output=True, text=True, timeout=limit_s,
+                check=False, env=environment,
+            )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise AutospaceError(
                 f"runtime {runtime!r}: did not load and run the model within {limit_s:g} s; try a "
@@ -66,9 +71,10 @@ def memory_mb(
     try:
         return float(json.loads(done.stdout.splitlines()[-1])["memory_mb"])
     except (IndexError, KeyError, TypeError, ValueError) as error:
+        last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise AutospaceError(
             f"runtime {runtime!r}: its process ended with {done.returncode} while it loaded and "
-            "ran the model; the memory that it needs is not known."
+            f"ran the model ({last[0][:_MOST_CHARACTERS]}); the memory that it needs is not known."
         ) from error
 
 
@@ -81,7 +87,6 @@ def _measured(folder: Path) -> float:
     compiled = graph_from(message["graph"], blobs)
     runtime = get_runtime(message["runtime"])
     if isinstance(runtime, ContainedRuntime):  # its work would be done in yet another process
-        tempfile.tempdir = str(folder)
         confine(folder)
         runtime = runtime.here()
     for module in runtime.python_parts:

@@ -4,18 +4,21 @@ All pairs of network and runtime are visited in turn, in rounds of random order,
 sentinel of its own, so that slow phases of the machine hit all alike. Beside the latency of single
 runs stands what a user notices else: how long loading takes, the first run after it, how many
 images a second are done when run follows run, and how much memory a process needs for it.
+
+A pair that cannot be measured (an operation that the runtime refuses, a crash, a hang) is named
+with the reason, and the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from devices.errors import InvalidInputError, UsageError
+from devices.errors import AutospaceError, UsageError
 from devices.footprint import memory_mb
 from devices.measurement import Measurement
 from devices.runtimes import get_runtime
@@ -27,9 +30,11 @@ from latency.measure import Visitor, compile_named, naming
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Compared", "compare_models"]
+__all__ = ["Compared", "Comparison", "compare_models"]
 
 Progress = Callable[[float, str], None]
+Pair = tuple[str, str]
+"""Names of a network and a runtime."""
 
 _LOADS = 3
 """Times that a model is loaded for the time of loading and of its first run."""
@@ -47,7 +52,8 @@ class Compared:
         load_ms: what loading that took, median.
         first_ms: the first run after loading, median.
         images_per_s: when run follows run.
-        memory_mb: that a process grows by, see `devices.footprint`; None where simulated.
+        memory_mb: that a process grows by, see `devices.footprint`; None where simulated, or where
+            that could not be told.
     """
 
     model: str
@@ -77,6 +83,35 @@ class Compared:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Networks in runtimes.
+
+    Attributes:
+        settings: threads, precision and batch.
+        rows: network by network, in each of the runtimes, in the order given.
+        refused: why the pairs of network and runtime that are not among them were not measured.
+        warnings: what else was not as it should be, a line each.
+    """
+
+    settings: RuntimeSettings
+    rows: tuple[Compared, ...]
+    refused: Mapping[tuple[str, str], AutospaceError]
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, with raw samples."""
+        return {
+            "settings": self.settings.to_json(),
+            "models": [row.to_json() for row in self.rows],
+            "refused": [
+                {"model": model, "runtime": runtime, "reason": str(error)}
+                for (model, runtime), error in self.refused.items()
+            ],
+            "warnings": list(self.warnings),
+        }
+
+
 def compare_models(
     models: Mapping[str, onnx.ModelProto],
     runtimes: Sequence[str],
@@ -86,7 +121,7 @@ def compare_models(
     seed: int = 0,
     sustained_s: float = _SUSTAINED_S,
     progress: Progress | None = None,
-) -> tuple[Compared, ...]:
+) -> Comparison:
     """Measures every network in every runtime, interleaved.
 
     Args:
@@ -99,12 +134,12 @@ def compare_models(
         progress: called with the share done, from 0 to 1, and a line of text.
 
     Returns:
-        The pairs, network by network, in the order given.
+        What was measured, and what could not be.
 
     Raises:
         UsageError: a runtime is unknown or named twice, or `visits` is below 1.
         UnavailableError: a runtime or the precision is not available here.
-        InvalidInputError: a runtime refuses a network; the message names both.
+        AutospaceError: not one pair could be measured; of the first, with both names.
     """
     if visits < 1:
         raise UsageError(f"visits {visits}: must be 1 or more; take 8 or more to rely on it.")
@@ -128,16 +163,19 @@ class _Comparison:
         self.engines = engines
         self.settings = settings
         self.progress = progress
+        self.refused: dict[Pair, AutospaceError] = {}
+        self.warnings: list[str] = []
 
     def run(
         self, models: Mapping[str, onnx.ModelProto], visits: int, seed: int, sustained_s: float
-    ) -> tuple[Compared, ...]:
+    ) -> Comparison:
         """See `compare_models`."""
         import numpy as np
 
         pairs = [(model, runtime) for model in models for runtime in self.engines]
-        found: dict[tuple[str, str], list[Visit]] = {pair: [] for pair in pairs}
-        compiled_ms: dict[tuple[str, str], float] = {}
+        found: dict[Pair, list[Visit]] = {pair: [] for pair in pairs}
+        compiled_ms: dict[Pair, float] = {}
+        rows = []
         steps = len(pairs) * (visits + 2)
         rng = np.random.default_rng(seed)
         with ExitStack() as stack:
@@ -146,52 +184,61 @@ class _Comparison:
                 name: stack.enter_context(Visitor(engine, self.settings))
                 for name, engine in self.engines.items()
             }
-            for done, (model, runtime) in enumerate(pairs):
+            for done, pair in enumerate(pairs):
+                model, runtime = pair
                 began = perf_counter()
-                graph = self._compiled(models[model], model, runtime)
-                compiled_ms[model, runtime] = (perf_counter() - began) * 1e3
-                store.put(_key(model, runtime), graph)
+                with self._refusing(pair):
+                    graph = compile_named(
+                        self.engines[runtime], model, models[model], self.settings
+                    )
+                    compiled_ms[pair] = (perf_counter() - began) * 1e3
+                    store.put(_key(pair), graph)
                 self.progress(done / steps, f"compiled {model} for {runtime}")
             for round_ in range(visits):
                 for place in rng.permutation(len(pairs)):
-                    model, runtime = pairs[int(place)]
-                    with naming(model):
-                        visit = visitors[runtime].visit(store.get(_key(model, runtime))).visit
-                    found[model, runtime].append(visit)
+                    pair = pairs[int(place)]
+                    if pair not in self.refused:
+                        with self._refusing(pair), naming(pair[0]):
+                            visit = visitors[pair[1]].visit(store.get(_key(pair))).visit
+                            found[pair].append(visit)
                 share = len(pairs) * (round_ + 2) / steps
                 self.progress(share, f"round {round_ + 1} of {visits}")
-            references = {
-                name: sentinel_reference(
-                    [
-                        time_ms
-                        for (_, runtime), own in found.items()
-                        for visit in own
-                        for time_ms in (visit.sentinel_before_ms, visit.sentinel_after_ms)
-                        if runtime == name
-                    ]
-                )
-                for name in self.engines
-                if models
-            }
-            return tuple(
-                self._compared(
-                    pair, found[pair], references, compiled_ms, store.get(_key(*pair)), sustained_s
-                )
-                for pair in pairs
-            )
+            references = _references(found)
+            for pair in pairs:
+                if pair not in self.refused:
+                    with self._refusing(pair), naming(pair[0]):
+                        graph = store.get(_key(pair))
+                        reference_ms = references[pair[1]]
+                        rows.append(
+                            self._compared(
+                                pair, found[pair], reference_ms, compiled_ms[pair], graph,
+                                sustained_s,
+                            )
+                        )  # fmt: skip
+        if not rows and self.refused:
+            raise next(iter(self.refused.values()))
+        return Comparison(self.settings, tuple(rows), self.refused, tuple(self.warnings))
 
-    def _compiled(self, proto: onnx.ModelProto, model: str, runtime: str) -> CompiledGraph:
+    @contextmanager
+    def _refusing(self, pair: Pair) -> Iterator[None]:
+        """Keeps why a pair cannot be measured, with both names in it."""
+        model, runtime = pair
         try:
-            return compile_named(self.engines[runtime], model, proto, self.settings)
-        except InvalidInputError as error:
-            raise InvalidInputError(f"{error} [runtime {runtime}]") from error
+            yield
+        except AutospaceError as error:
+            text = str(error)
+            if repr(model) not in text:
+                text = f"model {model!r}: {text}"
+            if repr(runtime) not in text:
+                text = f"{text} [runtime {runtime}]"
+            self.refused[pair] = type(error)(text)
 
     def _compared(
         self,
-        pair: tuple[str, str],
+        pair: Pair,
         visits: Sequence[Visit],
-        references: Mapping[str, float],
-        compiled_ms: Mapping[tuple[str, str], float],
+        reference_ms: float,
+        compiled_ms: float,
         graph: CompiledGraph,
         sustained_s: float,
     ) -> Compared:
@@ -212,18 +259,28 @@ class _Comparison:
             measured=Measurement(
                 name=model,
                 visits=tuple(visits),
-                sentinel_reference_ms=references[runtime],
+                sentinel_reference_ms=reference_ms,
                 runtime=runtime,
                 runtime_version=engine.status().version or "",
                 settings=self.settings,
                 simulated=engine.simulated,
             ),
-            compile_ms=compiled_ms[pair],
+            compile_ms=compiled_ms,
             load_ms=median(loads_ms),
             first_ms=median(firsts_ms),
             images_per_s=images_per_s,
-            memory_mb=None if engine.simulated else memory_mb(runtime, graph, self.settings),
+            memory_mb=self._memory_mb(pair, graph),
         )
+
+    def _memory_mb(self, pair: Pair, graph: CompiledGraph) -> float | None:
+        """What it needs, or None and a warning: the times are worth telling without it."""
+        if self.engines[pair[1]].simulated:
+            return None
+        try:
+            return memory_mb(pair[1], graph, self.settings)
+        except AutospaceError as error:
+            self.warnings.append(f"model {pair[0]!r}: {error}")
+            return None
 
     def _sustained(
         self, run: Callable[[int], list[float]], typical_ms: float, seconds: float
@@ -237,5 +294,17 @@ class _Comparison:
         return self.settings.batch * count / (total_ms / 1e3)
 
 
-def _key(model: str, runtime: str) -> str:
+def _references(found: Mapping[Pair, Sequence[Visit]]) -> dict[str, float]:
+    """Of each runtime that measured anything, its undisturbed sentinel."""
+    sentinels: dict[str, list[float]] = {}
+    for (_, runtime), visits in found.items():
+        for visit in visits:
+            sentinels.setdefault(runtime, []).extend(
+                (visit.sentinel_before_ms, visit.sentinel_after_ms)
+            )
+    return {runtime: sentinel_reference(times_ms) for runtime, times_ms in sentinels.items()}
+
+
+def _key(pair: Pair) -> str:
+    model, runtime = pair
     return f"{runtime}\n{model}"

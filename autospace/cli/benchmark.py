@@ -10,8 +10,9 @@ import click
 from autospace.cli.common import FILE, OUTPUT, Session, common_options, shape_option
 
 if TYPE_CHECKING:
-    from autospace.steps import Benchmark, Comparison
+    from autospace.steps import Benchmark
     from devices.measurement import Measurement
+    from latency.compare import Comparison
 
 __all__ = ["command"]
 
@@ -65,7 +66,8 @@ def command(
 
     Models are visited in turn, in random order, with a sentinel network timed before and after
     each visit; raw samples go into the result file. With --runtime there is no card and nothing is
-    predicted; loading, the first run, sustained throughput and memory are measured as well.
+    predicted; loading, the first run, sustained throughput and memory are measured as well. A
+    runtime that refuses a model, or dies of it, is named at the end; the others go on.
 
     \b
     Examples:
@@ -73,9 +75,9 @@ def command(
       autospace benchmark a.onnx b.onnx --runtime onnxruntime --runtime openvino
     """
     from autospace import steps as step
-    from autospace.files import check_writable
+    from autospace.files import check_writable, write_json
     from autospace.quantities import parse_latency_ms, parse_shapes
-    from devices.errors import BudgetError, UsageError
+    from devices.errors import AutospaceError, BudgetError, UsageError
     from devices.preemption import busy_warning
     from devices.runtimes.base import RuntimeSettings
 
@@ -90,7 +92,8 @@ def command(
         )
     check_writable(output)
     found: dict[str, Measurement]
-    result: step.Benchmark | step.Comparison
+    result: step.Benchmark | Comparison
+    refused: list[AutospaceError] = []
     if device is not None:
         opened = step.open_device(device, allow_mismatch=allow_mismatch)
         for warning in opened.warnings:
@@ -110,18 +113,18 @@ def command(
                 shapes=sizes, visits=visits, seed=session.seed, progress=progress,
             )  # fmt: skip
         found = {f"{row.model} in {row.runtime}": row.measured for row in result.rows}
-    result.save(output)
-    if isinstance(result, step.Benchmark):
-        for warning in result.warnings:
-            if warning not in opened.warnings:
-                session.note(f"warning: {warning}")
+        refused = list(result.refused.values())
+    write_json(output, result.to_json())
+    for warning in result.warnings:
+        if device is None or warning not in opened.warnings:
+            session.note(f"warning: {warning}")
     busiest = max((measured.preempted for measured in found.values()), default=0.0)
     if (busy := busy_warning(busiest)) is not None:
         session.note(f"warning: {busy}")
-    if isinstance(result, step.Comparison):
-        _show_comparison(session, result)
-    else:
+    if isinstance(result, step.Benchmark):
         _show_predicted(session, result)
+    else:
+        _show_comparison(session, result)
     session.say(f"written: {output}")
     session.result(result.to_json())
     if limit_ms is not None:
@@ -132,6 +135,10 @@ def command(
                 f"{worst}: 95 % bound of {statistic} {bounds[worst]:.4g} ms, above the limit "
                 f"{latency}"
             )
+    for error in refused[:-1]:
+        session.note(f"not measured: {error}")
+    if refused:
+        raise type(refused[-1])(f"not measured: {refused[-1]}")
 
 
 def _show_predicted(session: Session, result: Benchmark) -> None:

@@ -35,7 +35,13 @@ _FORMATS = ("openvino", "executorch", "litert", "ncnn", "tensorrt")
     help="Real images for comparison and calibration; the checkpoint's own by default.",
 )
 @click.option("--data-root", type=FILE, metavar="FOLDER", help="Where the data lie.")
-@click.option("-o", "--output", type=OUTPUT, metavar="FILE", help="Named after the source if not.")
+@click.option(
+    "-o",
+    "--output",
+    type=OUTPUT,
+    metavar="FILE",
+    help="With several formats, each has its own ending; named after the source if not given.",
+)
 @common_options
 def command(
     session: Session,
@@ -74,17 +80,21 @@ def command(
         raise UsageError("export: no format; give --onnx")
     for name in others:
         get_runtime(name).require()
+    stem = "" if source is None else source.stem
     if source is None:
         source, named = newest_network(Path())
         session.note(f"exporting the newest run: {source}")
-        output = output or named
-    output = output or Path(f"{source.stem}{SUFFIXES[formats[0]]}")
+        stem = named.stem
+    if output is None:
+        bits = "" if precision == "fp32" else f"-{precision}"
+        output = Path(f"{stem}{bits}{SUFFIXES[formats[0]]}")
     network = step.read_network(source)
     data, doubt = step.data_of(network, data_name, data_root)
-    exported = step.export(
-        network, output, batch=batch, data=data, seed=session.seed, formats=formats,
-        precision=precision,
-    )  # fmt: skip
+    with session.progress("exporting") as progress:
+        exported = step.export(
+            network, output, batch=batch, data=data, seed=session.seed, formats=formats,
+            precision=precision, progress=progress,
+        )  # fmt: skip
     for warning in (*exported.warnings, *([doubt] if doubt else [])):
         session.note(f"warning: {warning}")
     images = "images" if data is None else f"images of {data.name}"

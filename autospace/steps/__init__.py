@@ -8,7 +8,6 @@ from autospace.steps.asked import measuring_on
 from autospace.steps.benchmarking import (
     Benchmark,
     BenchmarkedModel,
-    Comparison,
     benchmark,
     compare,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "STATISTICS",
     "Benchmark",
     "BenchmarkedModel",
-    "Comparison",
     "Device",
     "Exported",
     "FamilyResult",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autospace.events import Progress, silent
-from autospace.files import write_json
 from autospace.steps.device import Device
 from devices.measurement import Measurement
 
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
 
     from devices.runtimes.base import RuntimeSettings
     from latency import Prediction
-    from latency.compare import Compared
+    from latency.compare import Comparison
 
-__all__ = ["Benchmark", "BenchmarkedModel", "Comparison", "benchmark", "compare"]
+__all__ = ["Benchmark", "BenchmarkedModel", "benchmark", "compare"]
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,6 @@ class Benchmark:
             ],
         }
 
-    def save(self, path: Path) -> None:
-        """Writes the result file at once."""
-        write_json(path, self.to_json())
-
 
 def benchmark(
     models: Sequence[Path],
@@ -127,30 +122,6 @@ def benchmark(
     )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` found.
-
-    Attributes:
-        settings: threads, precision and batch.
-        rows: network by network, in each of the runtimes.
-    """
-
-    settings: RuntimeSettings
-    rows: tuple[Compared, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The document that ``benchmark --runtime`` writes, with raw samples."""
-        return {
-            "settings": self.settings.to_json(),
-            "models": [row.to_json() for row in self.rows],
-        }
-
-    def save(self, path: Path) -> None:
-        """Writes the result file at once."""
-        write_json(path, self.to_json())
-
-
 def compare(
     models: Sequence[Path],
     runtimes: Sequence[str],
@@ -172,16 +143,19 @@ def compare(
         seed: of the order of visits.
         progress: is told as it goes.
 
+    Returns:
+        What was measured, and why what was not could not be.
+
     Raises:
-        InvalidInputError: no ONNX model, or a runtime refuses it.
+        InvalidInputError: no ONNX model.
         UsageError: an unknown runtime, or one named twice.
         UnavailableError: a runtime is not installed.
+        AutospaceError: every runtime refuses every model; of the first.
     """
     from latency.compare import compare_models
 
     loaded = _fixed_models(models, shapes or {}, settings.batch)
-    rows = compare_models(loaded, runtimes, settings, visits=visits, seed=seed, progress=progress)
-    return Comparison(settings, rows)
+    return compare_models(loaded, runtimes, settings, visits=visits, seed=seed, progress=progress)
 
 
 def _fixed_models(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autospace.data import Data
+from autospace.events import Progress, silent
 from autospace.files import check_writable
 from autospace.seeding import Seed
 from autospace.space import Architecture
-from devices.errors import InvalidInputError
+from devices.errors import AutospaceError, InvalidInputError
 
 if TYPE_CHECKING:
     from autospace.conversion import ConvertedFile
@@ -26,7 +27,7 @@ class Exported:
     """A converted network.
 
     Attributes:
-        path: the ONNX file.
+        path: the first file.
         architecture: what it computes.
         trained: whether the weights were trained.
         warnings: to be repeated.
@@ -57,22 +58,26 @@ def export(
     seed: int = 0,
     formats: Sequence[str] = ("onnx",),
     precision: str = "fp32",
+    progress: Progress = silent,
 ) -> Exported:
     """Writes a network for one or more runtimes and compares the files' outputs with PyTorch's.
 
     Args:
         source: a checkpoint, an architecture, or their file.
-        path: the ONNX file; files of other formats lie beside it, with their own endings.
+        path: the file. With several formats, or one whose ending it has not, what stands before
+            the ending of a format is kept, and each file has its own; an ONNX file that is alone
+            may be called anything.
         batch: its fixed batch size.
         data: real images for the comparison and the calibration; drawn at random if not given.
         seed: of untrained weights and random images.
         formats: of `autospace.conversion.CONVERTERS`, at least one.
         precision: "fp32", "fp16" or "int8".
+        progress: is told as it goes.
 
     Raises:
         InvalidInputError: neither an architecture nor a checkpoint.
-        UsageError: the file cannot be written.
-        AutospaceError: the outputs differ; that file is not written.
+        UsageError: a file cannot be written.
+        AutospaceError: the outputs differ; that file is not written, those before it are.
         UnavailableError: a format's runtime is not installed, or has not that precision.
     """
     import numpy as np
@@ -80,7 +85,6 @@ def export(
     from autospace.conversion import (
         CALIBRATION_IMAGES,
         LOWERING,
-        SUFFIXES,
         check_precision,
         convert,
         quantised,
@@ -96,8 +100,9 @@ def export(
     from autospace.training import TrainedNetwork
     from devices.onnx_half import half_precision
 
-    check_writable(path)
-    for kind in formats:
+    targets = {kind: _target(path, kind, alone=len(formats) == 1) for kind in formats}
+    for kind, target in targets.items():
+        check_writable(target)
         check_precision(kind, precision)
     if isinstance(source, Path):
         source = read_network(source)
@@ -150,19 +155,35 @@ def export(
             lowered = quantised(model, calibration)
     if labels is not None:
         labels = np.resize(labels, len(images))
-    files = []
-    for kind in formats:
+    files: list[ConvertedFile] = []
+    for kind, target in targets.items():
+        progress(len(files) / len(targets), target.name)
         own = model if kind in LOWERING[precision] else lowered
-        named = kind == "onnx" or path.name.endswith(SUFFIXES[kind])
-        target = path if named else path.with_suffix(SUFFIXES[kind])
-        files.append(
-            convert(
+        try:
+            file = convert(
                 own, kind, target, precision=precision, images=images, expected=expected,
                 labels=labels, calibration=calibration,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        except AutospaceError as error:
+            if not files:
+                raise
+            kept = ", ".join(str(file.path) for file in files)
+            text = str(error).removesuffix(".")
+            raise type(error)(f"{text}; written before that: {kept}") from error
+        files.append(file)
+    progress(1.0, "compared with PyTorch")
     accuracy = None if labels is None else float((expected.argmax(1) == labels).mean())
-    return Exported(path, architecture, trained, tuple(warnings), tuple(files), accuracy)
+    return Exported(files[0].path, architecture, trained, tuple(warnings), tuple(files), accuracy)
+
+
+def _target(path: Path, kind: str, *, alone: bool) -> Path:
+    """Where a format's file goes."""
+    from autospace.conversion import SUFFIXES
+
+    if path.name.endswith(SUFFIXES[kind]) or (alone and kind == "onnx"):
+        return path
+    ending = next((each for each in SUFFIXES.values() if path.name.endswith(each)), "")
+    return path.with_name(path.name.removesuffix(ending) + SUFFIXES[kind])
 
 
 def read_network(path: Path) -> Architecture | TrainedNetwork:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from autospace import steps
-from autospace.conversion import LOWERING, SUFFIXES, TOLERANCES, convert, quantised
+from autospace.conversion import CONVERTERS, LOWERING, SUFFIXES, TOLERANCES, convert, quantised
 from autospace.mutation import random_cell
 from autospace.network import build_network
 from autospace.onnx_export import architecture_of_onnx, build_onnx, folded_weights, outputs_of
@@ -18,7 +18,7 @@ from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, Stage
 from autospace.space import Architecture
 from autospace.training import TrainedNetwork
-from devices.errors import AutospaceError
+from devices.errors import AutospaceError, InvalidInputError
 from devices.runtimes import get_runtime
 
 SKELETON = Skeleton(
@@ -112,7 +112,7 @@ def test_the_command_prints_accuracy_before_and_after(
     assert found["precision"] == "int8"
     assert [file["format"] for file in found["files"]] == list(FORMATS)
     assert 0 <= found["accuracy"] <= 1
-    assert (tmp_path / "c.onnx").exists() and (tmp_path / "c.xml").exists()
+    assert (tmp_path / "c-int8.onnx").exists() and (tmp_path / "c-int8.xml").exists()
 
 
 def test_data_that_is_not_there_is_said_and_done_without(architecture: Architecture) -> None:
@@ -172,6 +172,42 @@ def test_phone_runtimes_in_fewer_bits(
         assert file.accuracy is not None and found.accuracy is not None
         assert abs(file.accuracy - found.accuracy) < 0.1
         assert file.path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("asked", "formats", "precision", "written"),
+    [
+        ([], ["onnx"], "fp16", {"m-fp16.onnx"}),
+        (["-o", "net1.5"], ["onnx"], "fp32", {"net1.5"}),
+        (["-o", "net1.5"], ["openvino"], "fp32", {"net1.5.xml", "net1.5.bin"}),
+        (["-o", "net"], ["onnx", "openvino"], "fp32", {"net.onnx", "net.xml", "net.bin"}),
+        (["-o", "net.xml"], ["onnx", "openvino"], "fp32", {"net.onnx", "net.xml", "net.bin"}),
+    ],
+)
+def test_files_are_named_after_their_format(
+    trained: TrainedNetwork, asked, formats, precision, written, tmp_path: Path, monkeypatch
+) -> None:
+    from autospace.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    trained.save(tmp_path / "m.safetensors")
+    options = [*(f"--{name}" for name in formats), "--precision", precision, *asked]
+    with pytest.raises(SystemExit) as end:
+        main(["export", "m.safetensors", *options])
+    assert end.value.code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", *written}
+
+
+def test_what_was_written_before_a_format_failed_is_said(
+    trained: TrainedNetwork, tmp_path: Path, monkeypatch
+) -> None:
+    def refuses(*_: object) -> object:
+        raise InvalidInputError("model node 'x': refused.")
+
+    monkeypatch.setattr("autospace.conversion.CONVERTERS", {**CONVERTERS, "openvino": refuses})
+    with pytest.raises(InvalidInputError, match=r"refused; written before that: .*m\.onnx"):
+        steps.export(trained, tmp_path / "m.onnx", formats=("onnx", "openvino"))
+    assert (tmp_path / "m.onnx").is_file()
 
 
 def test_a_precision_that_a_format_has_not_is_refused(

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from devices.errors import InvalidInputError, UnavailableError
+from devices.footprint import memory_mb
 from devices.onnx_files import random_inputs
 from devices.runtimes import RuntimeSettings, get_runtime
 
@@ -64,6 +65,7 @@ def test_compiled_outputs_are_those_of_eager() -> None:
     assert graph.data[:2] == b"PK" and engine.files(graph) == {".pt2": graph.data}
     with pytest.raises(InvalidInputError, match="cannot be loaded by torch "):
         get_runtime("torch").load(graph, SETTINGS)
+    assert 0.1 < memory_mb("torch-compiled", graph, SETTINGS) < 500  # confined like its other child
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

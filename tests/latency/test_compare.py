@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from devices.errors import InvalidInputError, UnavailableError, UsageError
+from devices import runtimes
+from devices.errors import AutospaceError, InvalidInputError, UnavailableError, UsageError
 from devices.runtimes import RuntimeSettings
 from latency.compare import compare_models
 from latency.probes import build_anchor, build_sentinel
@@ -16,9 +17,11 @@ RUNTIMES = ("onnxruntime", "openvino")
 def test_every_network_in_every_runtime() -> None:
     models = {"small": build_anchor(4), "large": build_sentinel()}
     told = []
-    rows = compare_models(
+    compared = compare_models(
         models, RUNTIMES, visits=4, sustained_s=0.05, progress=lambda share, _: told.append(share)
     )
+    rows = compared.rows
+    assert not compared.refused and not compared.warnings
     assert [(row.model, row.runtime) for row in rows] == [
         (model, runtime) for model in models for runtime in RUNTIMES
     ]
@@ -44,7 +47,7 @@ def test_images_count_the_batch() -> None:
         compare_models(
             {"m": build_sentinel(batch)}, ["simulated"], RuntimeSettings(batch=batch),
             visits=1, sustained_s=0.01,
-        )[0]
+        ).rows[0]
         for batch in (1, 4)
     ]  # fmt: skip
     for row, batch in zip(rows, (1, 4), strict=True):
@@ -53,21 +56,51 @@ def test_images_count_the_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runtimes", "error", "words"),
+    ("names", "error", "words"),
     [
         (("zzz",), UsageError, "unknown"),
         (("simulated", "simulated"), UsageError, "named twice"),
         (("tensorrt",), UnavailableError, "tensorrt"),
     ],
 )
-def test_refusals(runtimes, error, words) -> None:
+def test_refusals(names, error, words) -> None:
     with pytest.raises(error, match=words):
-        compare_models({"m": build_anchor(1)}, runtimes, visits=1)
+        compare_models({"m": build_anchor(1)}, names, visits=1)
 
 
-def test_a_refused_network_is_named_with_its_runtime() -> None:
+def renamed(op_type: str) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(build_anchor(1))
-    model.graph.node[0].op_type = "Frobnicate"
+    model.graph.node[0].op_type = op_type
+    return model
+
+
+def test_where_nothing_can_be_measured_the_first_refusal_is_the_error() -> None:
     with pytest.raises(InvalidInputError, match=r"model 'm': .*Frobnicate.*openvino"):
-        compare_models({"m": model}, ["openvino"], visits=1)
+        compare_models({"m": renamed("Frobnicate")}, ["openvino"], visits=1)
+
+
+def test_what_a_runtime_refuses_or_dies_of_is_named_and_the_others_go_on(monkeypatch) -> None:
+    monkeypatch.setitem(runtimes._REGISTRY, "choosy", "choosy_runtime:ContainedChoosy")
+    models = {"fine": build_anchor(2), "refused": renamed("Softmax"), "fatal": build_anchor(3)}
+    models["fatal"].graph.node[0].name = "MaxPool"  # that is enough for this runtime to die of
+    compared = compare_models(models, ["onnxruntime", "choosy"], visits=2, sustained_s=0.01)
+    assert [(row.model, row.runtime) for row in compared.rows] == [
+        ("fine", "onnxruntime"), ("fine", "choosy"),
+        ("refused", "onnxruntime"), ("fatal", "onnxruntime"),
+    ]  # fmt: skip
+    assert list(compared.refused) == [("refused", "choosy"), ("fatal", "choosy")]
+    assert "no operation Softmax" in str(compared.refused["refused", "choosy"])
+    crash = str(compared.refused["fatal", "choosy"])
+    assert "'fatal'" in crash and "crashed while loading (SIGABRT" in crash and "choosy" in crash
+    assert [row["model"] for row in compared.to_json()["refused"]] == ["refused", "fatal"]
+
+
+def test_where_the_memory_cannot_be_told_the_times_are(monkeypatch) -> None:
+    def untold(*_: object) -> float:
+        raise AutospaceError("runtime 'onnxruntime': did not load")
+
+    monkeypatch.setattr("latency.compare.memory_mb", untold)
+    compared = compare_models({"m": build_anchor(2)}, ["onnxruntime"], visits=2, sustained_s=0.01)
+    assert compared.rows[0].memory_mb is None and compared.rows[0].measured.latency_ms > 0
+    assert compared.warnings == ("model 'm': runtime 'onnxruntime': did not load",)
