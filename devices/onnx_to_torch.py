@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxModule", "supported_operations", "torch_module"]
 
-_FOLDED_SIZE = 4096
-"""Numbers in a constant that is worked out while reading: shapes and indices, not weights."""
+_FOLDED_SIZE = 2**20
+"""Numbers in a constant that is worked out while reading: shapes, indices, the masks of windowed
+attention; not large weights."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
     used = dict.fromkeys(name for step in steps for name in step.inputs if name)
     outputs = [value.name for value in graph.output]
     weights = {
-        name: torch.from_numpy(np.array(constants[name]))
+        # In C order: ExecuTorch takes the numbers of a transposed array as they lie.
+        name: torch.from_numpy(np.array(constants[name], order="C"))
         for name in (*used, *outputs)
         if name in constants
     }

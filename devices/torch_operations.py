@@ -34,6 +34,11 @@ def _gemm(r: NodeReading) -> Function:
     return call
 
 
+@ARITHMETIC.of("Einsum")
+def _einsum(r: NodeReading) -> Function:
+    return partial(torch.einsum, r.options["equation"])
+
+
 @ARITHMETIC.of("Clip")
 def _clip(r: NodeReading) -> Function:
     low, high = r.constant(1, "min"), r.constant(2, "max")

@@ -75,13 +75,27 @@ def _unsqueeze(r: NodeReading) -> Function:
 @SHAPES.of("Gather")
 def _gather(r: NodeReading) -> Function:
     axis = int(r.options.get("axis", 0))
-    index = r.constant(1)
-    if index is None or index.ndim > 1:
-        raise r.refuse("a table of indices")
+    index, rank, size = r.constant(1), r.rank(), (r.shapes[r.name(0)])[axis]
+    if index is None:
+        raise r.refuse("a gathering without indices")
     if index.ndim == 0:
         return lambda x: x.select(axis, int(index))
-    places = torch.from_numpy(np.array(index, dtype=np.int64))
-    return lambda x: x.index_select(axis, places.to(x.device) % x.shape[axis])
+    flat = np.asarray(index, dtype=np.int64).reshape(-1) % size
+    axis, first = axis % rank, int(flat[0]) if flat.size else 0
+    if np.array_equal(flat, np.arange(first, first + flat.size)):  # moves nothing
+
+        def taken(x: Tensor) -> Tensor:
+            return x if flat.size == size else x.narrow(axis, first, flat.size)
+    else:
+        places = torch.from_numpy(flat)
+
+        def taken(x: Tensor) -> Tensor:
+            return x.index_select(axis, places.to(x.device))
+
+    if index.ndim == 1:
+        return taken
+    # A table stands where the axis was.
+    return lambda x: taken(x).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
 @SHAPES.of("Slice")

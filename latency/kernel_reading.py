@@ -25,6 +25,7 @@ from latency.kernel import (
     KernelNode,
     Shape,
     family_of,
+    operation_name,
 )
 from latency.onnx_node import Node
 from latency.static import StaticGraph
@@ -245,7 +246,7 @@ class KernelReader:
         activation = attributes.get("activation", "")
         if activation and not path & _ACTIVATIONS:
             start = self._step(start, {activation}, None) or self._gated(start) or start
-        if node.op_type == "Gelu":
+        if node.op_type == "Gelu" and node.domain:
             start = self._halved(start) or start
         return start
 
@@ -425,7 +426,6 @@ class KernelReader:
     # -- the kernel itself
 
     def _kernel(self, node: Node, attributes: Mapping[str, Any], inputs: Sequence[str]) -> Kernel:
-        domain = node.domain.rpartition(".")[2]
         weights = tuple([self.weights[name] for name in node.input if name in self.weights])
         shapes = tuple([self._shape(name) for name in inputs])
         outputs = tuple([self._shape(name) for name in node.output if name])
@@ -436,10 +436,14 @@ class KernelReader:
         # A window's values that are left out mean one (strides, dilations) and nothing (pads).
         ones, zeros = (1,) * len(window), (0,) * (2 * len(window))
         groups = int(attributes.get("group", 1))
-        rest = {key: value for key, value in attributes.items() if key not in SEEN_ATTRIBUTES}
+        rest = {
+            key: value
+            for key, value in attributes.items()
+            if key not in SEEN_ATTRIBUTES and (key, value) != ("approximate", "none")
+        }
         return Kernel(
             family=family_of(node.op_type, window, groups, shapes, bool(weights)),
-            op=f"{domain}.{node.op_type}" if domain else node.op_type,
+            op=operation_name(node.op_type, node.domain, attributes),
             inputs=shapes,
             outputs=outputs,
             weights=weights,

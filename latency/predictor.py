@@ -17,15 +17,17 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from devices.errors import InvalidInputError, UnavailableError, UsageError
+from devices.errors import AutospaceError, InvalidInputError, UnavailableError, UsageError
 from devices.preemption import busy_warning
 from latency.blas_threads import one_blas_thread
 from latency.calibration import Calibration
+from latency.card_writer import keep_derived
 from latency.context import Surroundings
 from latency.covariance import Covariance
 from latency.fitting import VIEWS, Fitting
@@ -96,15 +98,23 @@ class Predictor:
     def from_card(cls, card: DeviceCard) -> Self:
         """The predictor that the card holds, or one fitted to it where it holds none.
 
+        A fit of another version is done anew and kept in the card, where that can be written, as
+        it takes half a minute.
+
         Raises:
             InvalidInputError: nothing was measured in the card yet.
         """
         data = card.fit
-        if data is not None:
-            found = cls.from_bytes(card, data)
-            if found is not None:
-                return found
-        return cls.fit(card)
+        if data is None:
+            return cls.fit(card)
+        found = cls.from_bytes(card, data)
+        if found is None:
+            fitted = cls.fit(card)
+            data = fitted.to_bytes()
+            with suppress(AutospaceError, OSError):
+                keep_derived(card.path, card.fingerprint, "fit", data)
+            found = cls.from_bytes(card, data)  # as the next command will read it
+        return found or fitted
 
     @classmethod
     def fit(cls, card: DeviceCard, quick: bool = False) -> Self:

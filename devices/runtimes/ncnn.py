@@ -10,6 +10,7 @@ whether sums have too is the processor's.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -31,6 +32,7 @@ from devices.kernel_trace import TraceEvent, kernel_timings
 from devices.ncnn_layers import REFERENCE, executed_operations, read_layers, timed_layers
 from devices.onnx_files import (
     fix_shapes,
+    inferred,
     input_specs,
     name_nodes,
     one_line,
@@ -109,6 +111,7 @@ class NcnnHere(Runtime):
             inputs=inputs,
             outputs=tuple(value.name for value in proto.graph.output),
         )
+        _check_sizes(proto, made, settings)
         executed = executed_if_told(proto, lambda: _operations(proto, made, settings))
         return replace(made, executed=executed)
 
@@ -303,6 +306,27 @@ def _check(failed: int) -> None:
         raise InvalidInputError(
             f"model: ncnn failed to run it (code {failed}); use another runtime."
         )
+
+
+def _check_sizes(model: onnx.ModelProto, made: CompiledGraph, settings: RuntimeSettings) -> None:
+    """Refuses a network that makes more or fewer numbers than the model does.
+
+    pnnx guesses which axis is the batch, and takes constants of three axes for batches of matrices.
+    """
+    told = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in inferred(model).graph.output
+        if value.type.tensor_type.HasField("shape")
+    }
+    with NcnnModel(made, settings) as loaded:
+        found = loaded.infer(random_inputs(made.inputs))
+    for name, array in zip(made.outputs, found, strict=True):
+        shape = told.get(name, [])
+        if shape and all(shape) and array.size != math.prod(shape):
+            raise InvalidInputError(
+                f"model output {name!r}: ncnn makes {array.shape} of what is {tuple(shape)}; use "
+                "another runtime for this network."
+            )
 
 
 def _operations(

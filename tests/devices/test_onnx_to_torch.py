@@ -113,6 +113,13 @@ CASES = {
     "squeeze all": graph_of("Squeeze", (1, 4, 1)),
     "unsqueeze two": graph_of("Unsqueeze", (3, 4), integers(-1, 0)),
     "gather several": graph_of("Gather", SQUARE, integers(2, -1), axis=1),
+    "gather a run": graph_of("Gather", SQUARE, integers(1, 2, 3), axis=-1),
+    "gather one": graph_of("Gather", SQUARE, np.array(-1), axis=2),
+    "gather a table": graph_of("Gather", SQUARE, integers(2, 0, 1, 1).reshape(2, 2), axis=1),
+    "gather all as a table": graph_of("Gather", (6, 4), np.arange(6).reshape(3, 2, 1), axis=0),
+    "einsum": graph_of(
+        "Einsum", (2, 3, 4), np.ones((5, 4), np.float32), equation="b i k, j k -> b i j"
+    ),
     "slice to the end": graph_of(
         "Slice", SQUARE, integers(1, -3), integers(2**62, -1), integers(1, 3), integers(2, 1)
     ),

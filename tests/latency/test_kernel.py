@@ -273,3 +273,32 @@ class TestKernel:
         data = {**good, **wrong} if wrong else {}
         with pytest.raises(InvalidInputError):
             Kernel.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("approximate", "op"), [(None, "microsoft.Gelu"), ("none", "microsoft.Gelu"), ("tanh", "Gelu")]
+)
+def test_a_gelu_has_one_name_however_it_is_written(approximate: str | None, op: str) -> None:
+    options = {} if approximate is None else {"approximate": approximate}
+    nodes = [
+        onnx.helper.make_node("Gelu", ["x"], ["a"], name="first", **options),
+        onnx.helper.make_node("Mul", ["a", "half"], ["y"], name="after"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [1, 8, 16])],
+        [onnx.helper.make_tensor_value_info("y", 1, [1, 8, 16])],
+        [onnx.numpy_helper.from_array(np.full((), 0.5, np.float32), "half")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    gelu, product = graph_of(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    ).kernels
+    assert (gelu.kernel.op, gelu.nodes) == (op, ("first",))
+    assert product.nodes == ("after",)
+    if op != "Gelu":
+        y = builder()
+        written = graph_of(y.finish(y.activation("a", y.conv("c", "input", 8), "gelu")))
+        (same,) = (node.kernel for node in written.kernels if node.kernel.op == op)
+        assert (same.family, same.attributes) == (gelu.kernel.family, gelu.kernel.attributes)

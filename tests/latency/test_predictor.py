@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import random
+import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -219,10 +222,15 @@ class TestKept:
         monkeypatch.setattr(DeviceCard, "networks", None)  # not one sample is looked at
         assert Predictor.from_card(quick).predict(network) == simulated.predict(network)
 
-    def test_another_version_is_fitted_anew(self, simulated_card, network, monkeypatch) -> None:
+    @pytest.mark.parametrize("held", [False, True])
+    def test_another_version_is_fitted_anew_and_kept(
+        self, simulated_card, network, held: bool, tmp_path: Path, monkeypatch
+    ) -> None:
         expected = Predictor.from_card(simulated_card).predict(network)
         monkeypatch.setattr("latency.predictor.FIT_VERSION", FIT_VERSION + 1)
-        assert Predictor.from_bytes(simulated_card, simulated_card.fit) is None
+        shutil.copy(simulated_card.path, tmp_path / "old.card")
+        old = DeviceCard.open(tmp_path / "old.card")
+        assert Predictor.from_bytes(old, old.fit) is None
         fitted = []
         fit = Predictor.fit.__func__
 
@@ -231,9 +239,17 @@ class TestKept:
             return fit(cls, card)
 
         monkeypatch.setattr(Predictor, "fit", classmethod(counting))
-        found = Predictor.from_card(simulated_card).predict(network)
-        assert fitted == [simulated_card]
+        with sqlite3.connect(old.path, timeout=0) as other:
+            if held:  # then the answer comes all the same, and is worked out again
+                other.execute("BEGIN IMMEDIATE")
+            found = Predictor.from_card(old).predict(network)
+        assert fitted == [old]
         assert found.latency_ms == pytest.approx(expected.latency_ms, rel=1e-3)
+        kept = DeviceCard.open(old.path)  # checks what was measured
+        assert kept.fingerprint == old.fingerprint == simulated_card.fingerprint
+        assert Predictor.from_card(kept).predict(network).latency_ms == found.latency_ms
+        assert len(fitted) == 1 + held
+        assert sorted(os.listdir(tmp_path)) == ["old.card"]
 
     @settings(
         max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
