@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from devices.errors import AutospaceError, InvalidInputError, UsageError
 from devices.host import read_environment
-from devices.onnx_files import fix_shapes
+from devices.onnx_files import fix_shapes, one_line
 from devices.runtimes import get_runtime
 from devices.runtimes.base import CompiledGraph, Runtime, RuntimeSettings
 from latency.acquisition import FIRST_ROUND, Acquisition
@@ -423,14 +423,26 @@ class _Profiler:
     def _take_in(
         self, name: str, model: onnx.ModelProto, compiled: CompiledGraph | None
     ) -> KernelGraph:
-        """Reads a network's kernels, and what the runtime fuses; after some hundreds no more."""
+        """Reads a network's kernels, and what the runtime fuses; after some hundreds no more.
+
+        Raises:
+            InvalidInputError: that cannot be read. Runtimes make of networks what nobody has seen
+                before, and one network of hundreds is not worth a profile.
+        """
         with naming(name):
             model = self.engine.rewritten(model, self.settings)
             executed = executed_graph(model, compiled, self.per_op_times)
-            if name not in self.learned and len(self.learned) < _LEARNED:
-                self.learner.add(model, executed)
-                self.learned.add(name)
-            return read_kernels(model, executed)
+            try:
+                graph = read_kernels(model, executed)
+                if name not in self.learned and len(self.learned) < _LEARNED:
+                    self.learner.add(model, executed)
+                    self.learned.add(name)
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                raise InvalidInputError(
+                    "model: what its runtime made of it cannot be read "
+                    f"({type(error).__name__}: {one_line(error)}); take another one."
+                ) from error
+            return graph
 
     def fusion_rules(self) -> FusionRules:
         """What the runtime fuses, read from the networks of the profile.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autospace.events import Progress, silent
 from autospace.steps.device import Device
+from devices.errors import UsageError
 from devices.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -162,11 +163,18 @@ def _fixed_models(
     paths: Sequence[Path], shapes: Mapping[str, Sequence[int]], batch: int
 ) -> dict[str, onnx.ModelProto]:
     """Models by their file's name, with fixed shapes."""
+    from autospace.conversion import SUFFIXES
     from devices.onnx_files import fix_shapes, read_onnx, shapes_by_model
     from latency.measure import naming
 
     loaded: dict[str, onnx.ModelProto] = {}
     for path in paths:
+        kind = next((kind for kind, end in SUFFIXES.items() if path.name.endswith(end)), "onnx")
+        if kind != "onnx":
+            raise UsageError(
+                f"{path}: is made for {kind}; give the ONNX model with --runtime {kind} or a card "
+                "of it, it is converted before it is measured"
+            )
         name = path.name if path.name not in loaded else str(path)
         loaded[name] = read_onnx(path)
     for name, own in shapes_by_model(loaded, shapes).items():

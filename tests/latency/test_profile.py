@@ -16,6 +16,8 @@ from devices.errors import InvalidInputError, UnavailableError, UsageError
 from devices.runtimes import CompiledGraph, RuntimeSettings
 from devices.runtimes.simulated import SimulatedRuntime
 from latency import DeviceCard, profile_device
+from latency.kernel import KernelGraph
+from latency.kernel_reading import read_kernels
 from latency.measure import Visitor
 from latency.probes import ANCHORS
 
@@ -264,6 +266,21 @@ class TestRefusals:
         assert refused and all("HardSigmoid is not known" in line for line in refused)
         assert card.summary()["networks"]["probe"] == 24
         assert not any("HardSigmoid" in k.op for n in card.networks for k in n.kernels)
+
+    def test_other_probes_are_drawn_for_those_that_cannot_be_read(
+        self, tmp_path: Path, monkeypatch
+    ) -> None:
+        def puzzled(model: onnx.ModelProto, executed: bytes) -> KernelGraph:
+            if b"HardSigmoid" in executed:
+                raise KeyError("a tensor that nobody makes")
+            return read_kernels(model, executed)
+
+        monkeypatch.setattr("latency.profile.read_kernels", puzzled)
+        path = tmp_path / "r.card"
+        card = profile_device(path, runtime=SimulatedRuntime(), rounds=1, probes=24)
+        refused = card.summary()["refused"]
+        assert refused and all("cannot be read (KeyError: 'a tensor" in line for line in refused)
+        assert card.complete and card.summary()["networks"]["probe"] == 24
 
     def test_a_runtime_that_refuses_everything_is_believed(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="is not known"):

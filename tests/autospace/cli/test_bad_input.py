@@ -220,6 +220,14 @@ def test_files(bad: Run, argument: str, kind: str) -> None:
     assert name in outcome.line
 
 
+@pytest.mark.parametrize(("name", "kind"), [("net.tflite", "litert"), ("net.pte", "executorch")])
+def test_files_that_are_made_for_a_runtime(bad: Run, folder: Path, name: str, kind: str) -> None:
+    (folder / name).write_bytes(b"anything")
+    outcome = bad("benchmark", name, "--runtime", kind)
+    assert outcome.code == USAGE
+    assert f"{name}: is made for {kind}; give the ONNX model" in outcome.line
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [
