@@ -87,9 +87,9 @@ def machine(folder: Path, plan: Plan) -> dict[str, Any]:
     """What this machine is, and what of it PyTorch sees."""
     import torch
 
+    from devices.gpu import gpu_state
     from devices.host import read_environment
     from devices.runtimes import runtime_statuses
-    from devices.runtimes.torch import gpu_state
 
     cuda = torch.cuda.is_available()
     return {
@@ -107,7 +107,7 @@ def machine(folder: Path, plan: Plan) -> dict[str, Any]:
 def card(folder: Path, plan: Plan) -> dict[str, Any]:
     """A device card of the plan's runtime, goes on where it was."""
     from autospace.steps import profile
-    from devices.runtimes.torch import gpu_state
+    from devices.gpu import gpu_state
 
     before = gpu_state()
     made = profile(_card(folder), runtime=plan.runtime, minutes=plan.minutes)

@@ -256,6 +256,14 @@ class DeviceCard:
         shares = [v.visit.preempted for network in self.networks for v in network.visits]
         return sum(shares) / len(shares) if shares else 0.0
 
+    @property
+    def device_states(self) -> tuple[Mapping[str, Any], ...]:
+        """Clocks and temperature after each round, where the runtime's device tells them.
+
+        Each with its ``round`` and ``at_s``; for the rest see `devices.gpu.gpu_state`.
+        """
+        return tuple(self._meta.get("device_states", ()))
+
     def measurement(self, network: CardNetwork) -> Measurement:
         """The whole-network measurement of one of the card's networks, profiler off.
 
@@ -328,6 +336,7 @@ class DeviceCard:
             },
             "as_seen": {name: self.ratio(name) for name in STATISTICS} if visited else None,
             "refused": list(self._meta.get("refused", [])),
+            "device_states": [dict(state) for state in self.device_states],
             "validation": self.validation,
         }
 

@@ -201,9 +201,18 @@ class _Profiler:
             for name in self.models:
                 self._add_extra(name)
             self._add_anchors()
-            number = self.first_round
-            while self._round(number):
+            number, more = self.first_round, True
+            while more:
+                more = self._round(number)
+                self._note_state(number)
                 number += 1
+
+    def _note_state(self, number: int) -> None:
+        """Writes down the device's clocks and temperature, where it tells them, after a round."""
+        state = self.engine.device_state()
+        if state is not None:
+            row = {"round": number, "at_s": round(self.elapsed_s, 1), **state}
+            self.writer.put(device_states=[*self.writer.get("device_states", []), row])
 
     @property
     def elapsed_s(self) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -95,10 +97,27 @@ def command(
             f"  two halves of the visits disagree by {repeatability['median']:.1%} (median), "
             f"{repeatability['p90']:.1%} (90th percentile)"
         )
-    if validation:
+    if states := _states(card.device_states):
+        session.say(f"  the device after each round: {states}")
+    if validation and "median_error" in validation:
         session.say(
             f"  each network predicted without itself: median error "
             f"{validation['median_error']:.1%}, {validation['within_10_percent']:.0%} within 10 %"
         )
     session.say(f"  next: autospace evolve --latency 5ms --device {output}")
     session.result({"card": str(output), **summary})
+
+
+def _states(states: Sequence[Mapping[str, Any]]) -> str:
+    """Clocks and temperature, each from its lowest to its highest; "" where nothing tells them."""
+    told = []
+    for key, name, unit in (
+        ("sm_mhz", "cores", "MHz"),
+        ("memory_mhz", "memory", "MHz"),
+        ("temperature_c", "temperature", "°C"),
+    ):
+        values = [int(state[key]) for state in states if key in state]
+        if values:
+            span = " to ".join(str(value) for value in sorted({min(values), max(values)}))
+            told.append(f"{name} {span} {unit}")
+    return ", ".join(told)

@@ -297,6 +297,14 @@ class Runtime(ABC):
         """
         return model
 
+    def device_state(self) -> Mapping[str, Any] | None:
+        """Clocks and temperature of what it runs on at this moment, where they can be told.
+
+        Returns:
+            Numbers and texts by name, such as ``sm_mhz``; None where nothing tells them.
+        """
+        return None
+
     def quantise(
         self,
         model: bytes,

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.errors import UnavailableError
-from devices.gpu import gpu_name
+from devices.gpu import gpu_name, gpu_state
 from devices.node_providers import check_providers, node_runs
 from devices.onnx_files import (
     fix_shapes,
@@ -85,6 +85,10 @@ class ProviderRuntime(Runtime):
     versions: ClassVar[tuple[str, ...]] = ()
     install: ClassVar[str] = _GPU_PACKAGE
     keeps_engines: ClassVar[bool] = False
+
+    def device_state(self) -> Mapping[str, Any] | None:
+        """The GPU's clocks and temperature; see the base class."""
+        return gpu_state()
 
     def status(self) -> RuntimeStatus:
         """Usable when the provider's library is installed and there is a GPU; imports nothing."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from devices.contained import ContainedRuntime
 from devices.engine_layers import engine_layers, executed_by_engine, layer_timings
 from devices.errors import InvalidInputError, UnavailableError
+from devices.gpu import gpu_state
 from devices.onnx_files import (
     fix_shapes,
     input_specs,
@@ -166,6 +167,10 @@ class TensorRt(ContainedRuntime):
     name: ClassVar[str] = "tensorrt"
     inner: ClassVar[str] = "devices.runtimes.tensorrt:TensorRtHere"
     compile_limit_s = 900.0
+
+    def device_state(self) -> Mapping[str, Any] | None:
+        """The GPU's clocks and temperature; see the base class."""
+        return gpu_state()
 
 
 class TensorRtModel(CompiledModel):

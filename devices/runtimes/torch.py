@@ -7,8 +7,8 @@ PyTorch tells no times of single operations here: cards work them out from whole
 On a GPU runs are timed between two CUDA events, after warm-up, as replays of a CUDA graph where
 the network can be captured, so that launching kernels from Python is not what is measured; 32-bit
 arithmetic is kept at 32 bits (no TF32). The GPU's name is part of the version, so that a card of
-one GPU is refused on another. `gpu_state` reads clocks and temperature through NVML where that is
-installed. What has run on one: docs/torch.md.
+one GPU is refused on another, and clocks and temperature are kept in the card (`devices.gpu`). What
+has run on one: docs/torch.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.errors import InvalidInputError, UnavailableError
+from devices.gpu import gpu_state
 from devices.onnx_files import (
     fix_shapes,
     input_specs,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-__all__ = ["TorchCudaModel", "TorchCudaRuntime", "TorchModel", "TorchRuntime", "gpu_state"]
+__all__ = ["TorchCudaModel", "TorchCudaRuntime", "TorchModel", "TorchRuntime"]
 
 _WARM_UP = 3
 _INSTALL = "pip install torch"
@@ -130,6 +131,10 @@ class TorchCudaRuntime(TorchRuntime):
         if not torch.cuda.is_available():
             return self._status(None, "PyTorch sees no NVIDIA GPU")
         return self._status(f"{torch.__version__} on {torch.cuda.get_device_name(0)}", None)
+
+    def device_state(self) -> Mapping[str, Any] | None:
+        """The GPU's clocks and temperature; see the base class."""
+        return gpu_state()
 
     def load(
         self, compiled: CompiledGraph, settings: RuntimeSettings, profiling: bool = False
@@ -296,32 +301,3 @@ def _exact() -> Iterator[None]:
         yield
     finally:
         products.allow_tf32, convolutions.allow_tf32 = before
-
-
-def gpu_state() -> dict[str, Any] | None:
-    """Name, clocks, temperature and power state of the first GPU; None where NVML is not there.
-
-    Returns:
-        ``name``, ``driver``, ``sm_mhz``, ``memory_mhz``, ``temperature_c``.
-    """
-    try:
-        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-        return {
-            "name": str(pynvml.nvmlDeviceGetName(gpu)),
-            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-            "sm_mhz": int(pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
-            "memory_mhz": int(pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM)),
-            "temperature_c": int(pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)),
-        }
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()

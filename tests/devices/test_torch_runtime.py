@@ -13,9 +13,9 @@ from autospace.seeding import Seed
 from autospace.skeleton import Skeleton, Stage
 from autospace.space import Architecture
 from devices.errors import InvalidInputError, UnavailableError
+from devices.gpu import gpu_state
 from devices.onnx_files import random_inputs
 from devices.runtimes import CompiledGraph, RuntimeSettings, get_runtime
-from devices.runtimes.torch import gpu_state
 
 SETTINGS = RuntimeSettings()
 SKELETON = Skeleton(

@@ -257,6 +257,26 @@ class TestKilled:
         assert sorted(os.listdir(tmp_path)) == ["k.card"]
 
 
+class Warming(SimulatedRuntime):
+    """Simulated, on a device that tells its temperature."""
+
+    temperature_c = 40
+
+    def device_state(self) -> dict[str, int]:
+        self.temperature_c += 1
+        return {"sm_mhz": 1980, "temperature_c": self.temperature_c}
+
+
+def test_a_device_that_tells_its_clocks_is_asked_after_each_round(tmp_path: Path) -> None:
+    path = tmp_path / "w.card"
+    card = profile_device(path, runtime=Warming(), rounds=3, probes=2)
+    assert [state["temperature_c"] for state in card.device_states] == [41, 42, 43]
+    assert [state["round"] for state in DeviceCard.open(path).device_states] == [0, 1, 2]
+    assert card.summary()["device_states"][0]["sm_mhz"] == 1980
+    plain = profile_device(tmp_path / "p.card", runtime=SimulatedRuntime(), rounds=1, probes=2)
+    assert plain.device_states == ()
+
+
 class TestRefusals:
     def test_other_probes_are_drawn_for_those_that_a_runtime_refuses(self, tmp_path: Path) -> None:
         card = profile_device(
