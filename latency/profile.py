@@ -56,6 +56,8 @@ Progress = Callable[[float, str], None]
 
 _MOST_DRAWS = 20
 """Draws of one probe, before a runtime that refuses every one is taken at its word."""
+_LEAST_PROBES = 12
+"""Probes that a profile has, however long the runtime takes to compile them."""
 _LEARNED = 400
 """Networks from which is read what the runtime fuses."""
 
@@ -240,6 +242,8 @@ class _Profiler:
         for first in range(have, have + wanted, self.compilers.count):
             if self._stop(age):
                 return False
+            if first >= _LEAST_PROBES and not self.engine.simulated and self._time_is_up():
+                break  # it compiles slowly: those that there are get their second visit, no more
             places = range(first, min(first + self.compilers.count, have + wanted))
             drawn = {index: self._draw_probe(index) for index in places}
             made = self.compilers.compile({one.name: one.model for one in drawn.values()})
@@ -278,7 +282,7 @@ class _Profiler:
         self.acquisition = Acquisition(DeviceCard.open(self.writer.path), self.fusion_rules())
 
     def _stop(self, age: int) -> bool:
-        """Whether time is up; a network seen only once says nothing about its repeatability."""
+        """Whether to stop at once; a network seen only once says nothing of its repeatability."""
         return age > 1 and self._time_is_up()
 
     def _time_is_up(self) -> bool:

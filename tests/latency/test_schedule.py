@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devices.runtimes import CompiledGraph, RuntimeSettings
 from devices.runtimes.simulated import SimulatedModel, SimulatedRuntime
 from latency import DeviceCard, profile, profile_device, schedule
 from latency.card_rows import ANCHOR, CHOSEN, WHOLE
@@ -33,7 +34,7 @@ VISIT_S = 2.0
 
 
 class Clock:
-    """Time passes by visits alone, all of them equally long."""
+    """Time passes by visits, all of them equally long, and by compiling where that is told."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -51,7 +52,12 @@ class TimedRuntime(SimulatedRuntime):
         super().__init__()
         self.clock = clock
         self.stop_at: int | None = None
+        self.compile_s = 0.0
         self.visits = 0
+
+    def compile(self, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
+        self.clock.now_s += self.compile_s
+        return super().compile(model, settings)
 
     def load(self, compiled, settings, profiling=False) -> SimulatedModel:
         if self.stop_at is not None and self.visits >= self.stop_at:
@@ -85,11 +91,11 @@ def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Timed:
     monkeypatch.setattr("latency.acquisition.sample_probe", small)
     monkeypatch.setattr(profile, "_finish", finish)
 
-    def run(name: str, stop_at: int | None = None, **options) -> DeviceCard:
+    def run(name: str, stop_at: int | None = None, compile_s: float = 0.0, **options) -> DeviceCard:
         clock = Clock()
         monkeypatch.setattr(profile, "monotonic", clock)
         runtime = TimedRuntime(clock)
-        runtime.stop_at = stop_at
+        runtime.stop_at, runtime.compile_s = stop_at, compile_s
         return profile_device(tmp_path / name, runtime=runtime, **options)
 
     return run
@@ -135,6 +141,13 @@ class TestTimed:
         # The visit during which time was up belongs to the shorter profile only.
         assert sum(map(len, made.values())) - sum(map(len, kept.values())) <= 2
         assert all(made[name][: len(visits)] == visits for name, visits in kept.items())
+
+    def test_slow_compiling_ends_with_few_probes_visited_twice(self, timed: Timed) -> None:
+        card = timed("a.card", minutes=3, compile_s=20.0)
+        seen = {name: n for name, n in by_network(card).items() if not name.startswith("anchor")}
+        assert len(seen) == profile._LEAST_PROBES
+        assert all(rounds == [0, 1] for rounds in seen.values())
+        assert card.elapsed_s < 20 * 20  # seconds; two generations would be 48 probes
 
     def test_every_probe_has_its_visits_far_apart(self, timed: Timed, few: int) -> None:
         card = timed("a.card", minutes=20)
