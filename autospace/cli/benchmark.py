@@ -126,6 +126,8 @@ def command(
     else:
         _show_comparison(session, result)
     session.say(f"written: {output}")
+    for error in refused:
+        session.note(f"not measured: {error}")
     session.result(result.to_json())
     if limit_ms is not None:
         bounds = {name: _bound_ms(measured, statistic) for name, measured in found.items()}
@@ -135,10 +137,11 @@ def command(
                 f"{worst}: 95 % bound of {statistic} {bounds[worst]:.4g} ms, above the limit "
                 f"{latency}"
             )
-    for error in refused[:-1]:
-        session.note(f"not measured: {error}")
     if refused:
-        raise type(refused[-1])(f"not measured: {refused[-1]}")
+        all_pairs = len(refused) + len(found)
+        raise type(refused[0])(
+            f"{len(refused)} of {all_pairs} not measured; what each said stands above"
+        )
 
 
 def _show_predicted(session: Session, result: Benchmark) -> None:

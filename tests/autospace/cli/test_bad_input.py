@@ -1,5 +1,6 @@
 """Every bad input ends in one line that helps, with the right exit code, and writes nothing."""
 
+import json
 import os
 import re
 import subprocess
@@ -16,6 +17,9 @@ from autospace.genotype import REFERENCE_CELLS, MBConv
 from autospace.skeleton import SKELETONS
 from autospace.space import Architecture, SearchSpace
 from autospace.steps import export
+from devices.errors import InvalidInputError
+from devices.runtimes.base import CompiledGraph, RuntimeSettings
+from devices.runtimes.openvino import OpenVino
 from latency import DeviceCard
 
 TINY = SKELETONS["tiny"]
@@ -218,6 +222,31 @@ def test_files(bad: Run, argument: str, kind: str) -> None:
     outcome = bad(*command, name)
     assert outcome.code == FAILED
     assert name in outcome.line
+
+
+def test_what_one_runtime_refuses_the_others_measure(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(self: OpenVino, model: bytes, settings: RuntimeSettings) -> CompiledGraph:
+        if b"autospace" in model:  # the sentinel is taken
+            raise InvalidInputError("model node 'x': there is no operation Odd.")
+        return compiled(self, model, settings)
+
+    compiled = OpenVino.compile
+    monkeypatch.setattr(OpenVino, "compile", refuses)
+    names = ("--runtime", "onnxruntime", "--runtime", "openvino")
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", "model.onnx", *names, "--visits", "4", "--json"])
+    captured = capsys.readouterr()
+    assert end.value.code == FAILED
+    said = captured.err.splitlines()
+    assert said[-1] == "autospace: error: 1 of 2 not measured; what each said stands above"
+    refusal = "model 'model.onnx': node 'x': there is no operation Odd. [runtime openvino]"
+    assert said[-2] == f"not measured: {refusal}"
+    found = json.loads(captured.out)
+    assert [row["runtime"] for row in found["models"]] == ["onnxruntime"]
+    assert [row["reason"] for row in found["refused"]] == [refusal]
+    assert json.loads((folder / "benchmark.json").read_text()) == found
 
 
 @pytest.mark.parametrize(("name", "kind"), [("net.tflite", "litert"), ("net.pte", "executorch")])
