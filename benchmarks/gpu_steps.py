@@ -429,5 +429,6 @@ STEPS = (
     Step("onnxruntime-tensorrt", 60, on_runtime("onnxruntime-tensorrt")),
     Step("onnxruntime-tensorrt-rtx", 60, on_runtime("onnxruntime-tensorrt-rtx")),
     Step("tensorrt", 90, on_runtime("tensorrt", ("fp16",))),
+    Step("tensorrt-graph", 60, on_runtime("tensorrt-graph")),
 )
 """In the order in which they are worth having, if time runs out."""

@@ -34,6 +34,7 @@ _REGISTRY = {
     "litert": "devices.runtimes.litert:LiteRt",
     "ncnn": "devices.runtimes.ncnn:Ncnn",
     "tensorrt": "devices.runtimes.tensorrt:TensorRt",
+    "tensorrt-graph": "devices.runtimes.tensorrt:TensorRtGraph",
     "onnxruntime-cuda": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeCuda",
     "onnxruntime-tensorrt": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt",
     "onnxruntime-tensorrt-rtx": "devices.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRtRtx",

@@ -7,7 +7,9 @@ a model with QuantizeLinear and DequantizeLinear. TF32 is switched off, so that 
 An engine works on the GPU model and with the version that built it; both are written in front of
 it, and others are refused. Buffers, stream and events are pycuda's. A run is timed by two events on
 the stream: from the first kernel's start to the last one's end, with the gaps in between, without
-copying inputs and outputs. See docs/tensorrt.md for what has run on hardware.
+copying inputs and outputs. `tensorrt-graph` is the same with the engine's kernels launched as one
+CUDA graph, which leaves fewer gaps; a runtime of its own, so that no card or figure is of both. See
+docs/tensorrt.md for what has run on hardware.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.contained import ContainedRuntime
+from devices.cuda_graph import CudaGraph
 from devices.engine_layers import engine_layers, executed_by_engine, layer_timings
 from devices.errors import InvalidInputError, UnavailableError
 from devices.gpu import gpu_state
@@ -52,7 +55,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-__all__ = ["EngineStamp", "TensorRt", "TensorRtHere", "TensorRtModel", "stamped", "unstamped"]
+__all__ = [
+    "EngineStamp",
+    "TensorRt",
+    "TensorRtGraph",
+    "TensorRtGraphHere",
+    "TensorRtHere",
+    "TensorRtModel",
+    "stamped",
+    "unstamped",
+]
 
 _PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu")
@@ -69,6 +81,8 @@ class TensorRtHere(Runtime):
     """TensorRT in this process; `TensorRt` is the same in a child."""
 
     name: ClassVar[str] = "tensorrt"
+    graphs: ClassVar[bool] = False
+    """Whether kernels are launched as a CUDA graph."""
 
     def __init__(self) -> None:
         self._timing_cache = b""
@@ -127,7 +141,7 @@ class TensorRtHere(Runtime):
         """
         self.require(settings)
         self.check_compiled(compiled)
-        return TensorRtModel(compiled)
+        return TensorRtModel(compiled, as_graph=self.graphs)
 
     def files(self, compiled: CompiledGraph) -> dict[str, bytes]:
         """One engine with its stamp in front, which `unstamped` takes off again."""
@@ -173,17 +187,33 @@ class TensorRt(ContainedRuntime):
         return gpu_state()
 
 
+class TensorRtGraphHere(TensorRtHere):
+    """TensorRT with CUDA graphs, in this process."""
+
+    name: ClassVar[str] = "tensorrt-graph"
+    graphs: ClassVar[bool] = True
+
+
+class TensorRtGraph(TensorRt):
+    """TensorRT with CUDA graphs, in a child process."""
+
+    name: ClassVar[str] = "tensorrt-graph"
+    inner: ClassVar[str] = "devices.runtimes.tensorrt:TensorRtGraphHere"
+
+
 class TensorRtModel(CompiledModel):
     """One engine with its buffers."""
 
-    def __init__(self, compiled: CompiledGraph) -> None:
+    def __init__(self, compiled: CompiledGraph, as_graph: bool = False) -> None:
         """Loads it, and copies random inputs to the GPU.
 
         Args:
             compiled: from `TensorRtHere.compile`.
+            as_graph: whether its kernels are recorded once and launched as a whole.
 
         Raises:
-            InvalidInputError: the engine was built for another GPU or version.
+            InvalidInputError: the engine was built for another GPU or version, or cannot be
+                recorded.
         """
         import pycuda.driver as cuda
         import tensorrt as trt
@@ -213,6 +243,14 @@ class TensorRtModel(CompiledModel):
                 for _ in range(_WARM_UP):
                     self._launch(self._context)
                 self._stream.synchronize()
+                self._graph = (
+                    CudaGraph(self._stream.handle, lambda: self._launch(self._context))
+                    if as_graph
+                    else None
+                )
+                if self._graph is not None:
+                    self._graph.launch()
+                    self._stream.synchronize()
         finally:
             self._gpu.pop()
 
@@ -223,7 +261,7 @@ class TensorRtModel(CompiledModel):
         with self._current():
             for _ in range(count):
                 begin.record(self._stream)
-                self._launch(self._context)
+                self._start()
                 end.record(self._stream)
                 end.synchronize()
                 times.append(float(begin.time_till(end)))
@@ -267,7 +305,7 @@ class TensorRtModel(CompiledModel):
 
         with self._current():
             self._feed(inputs)
-            self._launch(self._context)
+            self._start()
             for name in self._compiled.outputs:
                 cuda.memcpy_dtoh_async(self._host[name], self._buffers[name], self._stream)
             self._stream.synchronize()
@@ -280,7 +318,9 @@ class TensorRtModel(CompiledModel):
                 for buffer in self._buffers.values():
                     buffer.free()
                 self._buffers = {}
-                self._context = self._engine = None
+                if self._graph is not None:
+                    self._graph.close()
+                self._graph = self._context = self._engine = None
             self._open = False
             self._gpu.detach()
 
@@ -296,6 +336,13 @@ class TensorRtModel(CompiledModel):
     def _bind(self, context: Any) -> None:
         for name, buffer in self._buffers.items():
             context.set_tensor_address(name, int(buffer))
+
+    def _start(self) -> None:
+        """Starts a run on the stream."""
+        if self._graph is None:
+            self._launch(self._context)
+        else:
+            self._graph.launch()
 
     def _launch(self, context: Any) -> None:
         if not context.execute_async_v3(self._stream.handle):
