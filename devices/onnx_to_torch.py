@@ -210,7 +210,7 @@ def torch_module(model: onnx.ModelProto) -> OnnxModule:
     used = dict.fromkeys(name for step in steps for name in step.inputs if name)
     outputs = [value.name for value in graph.output]
     weights = {
-        # In C order: ExecuTorch takes the numbers of a transposed array as they lie.
+        # In C order: with a transposed array ExecuTorch's results were wrong behind a softmax.
         name: torch.from_numpy(np.array(constants[name], order="C"))
         for name in (*used, *outputs)
         if name in constants

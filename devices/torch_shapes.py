@@ -75,11 +75,12 @@ def _unsqueeze(r: NodeReading) -> Function:
 @SHAPES.of("Gather")
 def _gather(r: NodeReading) -> Function:
     axis = int(r.options.get("axis", 0))
-    index, rank, size = r.constant(1), r.rank(), (r.shapes[r.name(0)])[axis]
+    index, rank = r.constant(1), r.rank()
     if index is None:
         raise r.refuse("a gathering without indices")
     if index.ndim == 0:
         return lambda x: x.select(axis, int(index))
+    size = r.shapes[r.name(0)][axis]
     flat = np.asarray(index, dtype=np.int64).reshape(-1) % size
     axis, first = axis % rank, int(flat[0]) if flat.size else 0
     if np.array_equal(flat, np.arange(first, first + flat.size)):  # moves nothing

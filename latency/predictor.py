@@ -107,14 +107,13 @@ class Predictor:
         data = card.fit
         if data is None:
             return cls.fit(card)
-        found = cls.from_bytes(card, data)
-        if found is None:
-            fitted = cls.fit(card)
-            data = fitted.to_bytes()
-            with suppress(AutospaceError, OSError):
-                keep_derived(card.path, card.fingerprint, "fit", data)
-            found = cls.from_bytes(card, data)  # as the next command will read it
-        return found or fitted
+        if (found := cls.from_bytes(card, data)) is not None:
+            return found
+        fitted = cls.fit(card)
+        data = fitted.to_bytes()
+        with suppress(AutospaceError, OSError):
+            keep_derived(card.path, card.fingerprint, "fit", data)
+        return cls.from_bytes(card, data) or fitted  # as the next command will read it
 
     @classmethod
     def fit(cls, card: DeviceCard, quick: bool = False) -> Self:

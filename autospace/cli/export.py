@@ -80,14 +80,14 @@ def command(
         raise UsageError("export: no format; give --onnx")
     for name in others:
         get_runtime(name).require()
-    stem = "" if source is None else source.stem
     if source is None:
         source, named = newest_network(Path())
         session.note(f"exporting the newest run: {source}")
-        stem = named.stem
+    else:
+        named = source
     if output is None:
         bits = "" if precision == "fp32" else f"-{precision}"
-        output = Path(f"{stem}{bits}{SUFFIXES[formats[0]]}")
+        output = Path(f"{named.stem}{bits}{SUFFIXES[formats[0]]}")
     network = step.read_network(source)
     data, doubt = step.data_of(network, data_name, data_root)
     with session.progress("exporting") as progress:

@@ -32,7 +32,6 @@ from devices.kernel_trace import TraceEvent, kernel_timings
 from devices.ncnn_layers import REFERENCE, executed_operations, read_layers, timed_layers
 from devices.onnx_files import (
     fix_shapes,
-    inferred,
     input_specs,
     name_nodes,
     one_line,
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-    from devices.executed_onnx import ExecutedOp
     from devices.ncnn_layers import Layer
 
 __all__ = ["Ncnn", "NcnnHere", "NcnnModel"]
@@ -111,8 +109,11 @@ class NcnnHere(Runtime):
             inputs=inputs,
             outputs=tuple(value.name for value in proto.graph.output),
         )
-        _check_sizes(proto, made, settings)
-        executed = executed_if_told(proto, lambda: _operations(proto, made, settings))
+        with NcnnModel(made, settings) as loaded:
+            _check_sizes(proto, loaded, made)
+            executed = executed_if_told(
+                proto, lambda: executed_operations(proto, loaded.layers, loaded.shapes())
+            )
         return replace(made, executed=executed)
 
     def load(
@@ -308,18 +309,17 @@ def _check(failed: int) -> None:
         )
 
 
-def _check_sizes(model: onnx.ModelProto, made: CompiledGraph, settings: RuntimeSettings) -> None:
+def _check_sizes(model: onnx.ModelProto, loaded: NcnnModel, made: CompiledGraph) -> None:
     """Refuses a network that makes more or fewer numbers than the model does.
 
     pnnx guesses which axis is the batch, and takes constants of three axes for batches of matrices.
     """
     told = {
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
-        for value in inferred(model).graph.output
+        for value in model.graph.output
         if value.type.tensor_type.HasField("shape")
     }
-    with NcnnModel(made, settings) as loaded:
-        found = loaded.infer(random_inputs(made.inputs))
+    found = loaded.infer(random_inputs(made.inputs))
     for name, array in zip(made.outputs, found, strict=True):
         shape = told.get(name, [])
         if shape and all(shape) and array.size != math.prod(shape):
@@ -327,14 +327,6 @@ def _check_sizes(model: onnx.ModelProto, made: CompiledGraph, settings: RuntimeS
                 f"model output {name!r}: ncnn makes {array.shape} of what is {tuple(shape)}; use "
                 "another runtime for this network."
             )
-
-
-def _operations(
-    model: onnx.ModelProto, made: CompiledGraph, settings: RuntimeSettings
-) -> tuple[ExecutedOp, ...]:
-    """The layers of a converted network, by a run of it."""
-    with NcnnModel(made, settings) as loaded:
-        return executed_operations(model, loaded.layers, loaded.shapes())
 
 
 def _converted(
